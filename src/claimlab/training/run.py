@@ -1,0 +1,267 @@
+"""A Run trains S seeds of one task and hands control back at every recorded step: iterate over it, break to pause."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from claimlab.training.ensemble import Ensemble
+from claimlab.training.task import Task, Tick
+
+CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of the cache
+HISTORY_BYTES = 64 << 20
+SETTABLE = {"lr": (0.0, 10.0), "weight_decay": (0.0, 10.0), "momentum": (0.0, 0.9999)}
+
+
+class Run:
+    """Training of `task` for each of `seeds`. All state is in members, optimisers and generators.
+
+    `members[i]` is an ordinary module, live while training goes on; `tasks[i]` is the task bound to seed i. `start` gives
+    the members that a stage before left. `stacked=False` forces the plain loop; the default follows the task.
+    """
+
+    def __init__(self, task: Task, seeds: Sequence[int], steps: int | None = None, every: int | None = None, *,
+                 start: Sequence[nn.Module] | None = None, device: str = "auto", stacked: bool | None = None,
+                 chunk: int | None = None):  # fmt: skip
+        self.task, self.seeds = task, [int(s) for s in seeds]
+        self.total, self.every = steps or task.steps, every or task.every
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.tasks = [_move(task.bind(seed), self.device) for seed in self.seeds]
+        self.members = [self._member(i, start) for i in range(len(self.seeds))]
+        self.rngs = [_generator(seed) for seed in self.seeds]
+        wanted = task.vectorize and task.joint_optimizer
+        self.stacked = len(self.seeds) > 1 and wanted if stacked is None else stacked
+        size = chunk or self._chunk_size()
+        self.chunks = [slice(a, min(a + size, len(self.seeds))) for a in range(0, len(self.seeds), size)]
+        self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
+        self.step, self.diverged = 0, {}
+        self.overrides: list[dict[str, float]] = [{} for _ in self.seeds]
+        self.events: list[dict[str, Any]] = []
+        self.samples, self.seconds = 0, 0.0
+        self._block, self._block_from, self._block_rng = None, 0, [g.get_state() for g in self.rngs]
+        self._losses, self._history, self._factor = None, {}, None
+
+    def _member(self, i: int, start) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seeds[i])
+            net = self.tasks[i].begin(start[i]) if start else self.tasks[i].init()
+        return net.to(self.device).train()
+
+    def _chunk_size(self) -> int:
+        if not self.stacked:
+            return len(self.seeds)
+        own = 16 * sum(p.numel() for p in self.members[0].parameters())
+        return max(1, min(len(self.seeds), CHUNK_BYTES // max(own, 1)))
+
+    # ---- iteration
+
+    def __iter__(self) -> Iterator[Tick]:
+        return (tick for tick in self.stepwise() if tick is not None)
+
+    ticks = __iter__
+
+    def stepwise(self) -> Iterator[Tick | None]:
+        """Yields after every step: a Tick where one is due, else None. Control is what the caller does in between."""
+        if self.step == 0 and not self._history:
+            yield self._tick()
+        while self.step < self.total and len(self.diverged) < len(self.seeds):
+            self.advance()
+            due = self.step % self.every == 0 or self.step == self.total
+            yield self._tick() if due else None
+
+    def advance(self) -> None:
+        """One optimiser step of every member."""
+        began = time.perf_counter()
+        batches = self._batches()
+        if (factor := self.task.schedule(self.step, self.total)) != self._factor:
+            self._tune(factor)
+        losses = [e.step(batch) for e, batch in zip(self.ensembles, batches, strict=True)]
+        self._losses = losses[0] if len(losses) == 1 else torch.cat(losses)
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+
+    def _tune(self, factor: float) -> None:
+        self._factor = factor
+        for ensemble, chunk in zip(self.ensembles, self.chunks, strict=True):
+            ensemble.tune(factor, self.overrides[chunk])
+
+    def _batches(self) -> list:
+        """The batch of this step, for each chunk stacked [S, ...] or as one tuple a member."""
+        ahead = self.task.ahead
+        if self._block is None or not self._block_from <= self.step < self._block_from + ahead:
+            self._draw()
+        k = self.step - self._block_from
+        if self.stacked:
+            chosen = [tuple(part[k] for part in block) for block in self._block]
+            self.samples += chosen[0][0].shape[1] if chosen[0][0].dim() > 1 else 1
+            return chosen
+        chosen = [[tuple(part[k] for part in one) for one in block] for block in self._block]
+        first = chosen[0][0][0]
+        self.samples += first.shape[0] if first.dim() else 1
+        return chosen
+
+    def _draw(self) -> None:
+        self._block_from, self._block_rng = self.step, [g.get_state() for g in self.rngs]
+        blocks = [self._draw_member(i) for i in range(len(self.seeds))]
+        parts = [blocks[chunk] for chunk in self.chunks]
+        if self.stacked:  # [n, S, ...], so that a step takes one slice
+            parts = [tuple(torch.stack(same, 1) for same in zip(*chunk, strict=True)) for chunk in parts]
+        self._block = parts
+
+    def _draw_member(self, i: int) -> tuple[torch.Tensor, ...]:
+        task, net, rng = self.tasks[i], self.members[i], self.rngs[i]
+        if task.ahead > 1:
+            drawn = task.block(net, rng, self.step, task.ahead)
+        else:
+            drawn = tuple(part.unsqueeze(0) for part in task.batch(net, rng, self.step))
+        return tuple(part.to(self.device) for part in drawn)
+
+    def _tick(self) -> Tick:
+        losses = self._losses
+        if losses is not None:
+            for i in (~torch.isfinite(losses)).nonzero().flatten().tolist():
+                self.diverged.setdefault(i, self.step)
+        metrics = [self._measure(i) for i in range(len(self.seeds))]
+        self._remember()
+        return Tick(self.step, metrics, losses, diverged=tuple(sorted(self.diverged)))
+
+    def _measure(self, i: int) -> dict[str, float]:
+        net, task = self.members[i], self.tasks[i]
+        net.eval()
+        with torch.no_grad():
+            found = {k: float(v) for k, v in task.metrics(net).items()}
+            if self.step == self.total:
+                found |= {k: float(v) for k, v in task.final(net).items()}
+        net.train()
+        return dict.fromkeys(found, math.nan) if i in self.diverged else found
+
+    # ---- control
+
+    def set(self, member: int | None = None, **changes: float) -> dict[str, tuple[Any, Any]]:
+        """Change lr, weight_decay, momentum or a knob of the task from the next step on; {name: (old, new)}.
+
+        ValueError for an unknown name or a value out of range; nothing is changed then. One member alone can be
+        addressed only where members have optimisers of their own (joint_optimizer = False).
+        """
+        for name, value in changes.items():
+            self._check(name, value, member)
+        answer = {name: (self._current(name), value) for name, value in changes.items()}
+        knobs = {n: v for n, v in changes.items() if n not in SETTABLE}
+        for override in self.overrides if member is None else [self.overrides[member]]:
+            override |= {n: v for n, v in changes.items() if n in SETTABLE}
+        if knobs:
+            for task in {id(t): t for t in (self.task, *self.tasks)}.values():
+                task.p = dataclasses.replace(task.p, **knobs)
+        self._block = None  # batches drawn ahead under the old settings are dropped
+        self._tune(self.task.schedule(self.step, self.total))
+        self.events.append({"step": self.step, "kind": "set", "member": member, **{n: v for n, v in changes.items()}})
+        return answer
+
+    def _check(self, name: str, value: Any, member: int | None) -> None:
+        if name in SETTABLE:
+            low, high = SETTABLE[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name} = {value} is not allowed: it must be in [{low:g}, {high:g}]")
+        elif not (dataclasses.is_dataclass(self.task.p) and name in {f.name for f in dataclasses.fields(self.task.p)}):
+            raise ValueError(f"{name} can not be set: it is neither {', '.join(SETTABLE)} nor a knob of the study")
+        if member is not None and (self.task.joint_optimizer or name not in SETTABLE):
+            raise ValueError(f"{name} can not be set for one member: the members of this run share it")
+
+    def _current(self, name: str) -> Any:
+        default = getattr(self.task, name, None) if name in SETTABLE else getattr(self.task.p, name)
+        return self.overrides[0].get(name, default)
+
+    def rollback(self, step: int) -> int:
+        """Go back to the last remembered state at or before `step`; the step reached. ValueError where there is none."""
+        known = [s for s in self._history if s <= step]
+        if not known:
+            raise ValueError(f"no state at or before step {step} is remembered")
+        reached = max(known)
+        events = [*self.events, {"step": self.step, "kind": "rollback", "to": reached}]
+        self.load(self._history[reached])
+        self._history = {s: state for s, state in self._history.items() if s <= reached}
+        self.events = events
+        return reached
+
+    def _remember(self) -> None:
+        """Keep states for rollback within HISTORY_BYTES: step 0, and the older the sparser."""
+        self._history[self.step] = self.state()
+        size = 16 * sum(p.numel() for m in self.members for p in m.parameters())
+        while len(self._history) > max(2, HISTORY_BYTES // max(size, 1)):
+            steps = sorted(self._history)
+            gaps = {b: (c - a) / (1 + steps[-1] - b) for a, b, c in zip(steps, steps[1:], steps[2:], strict=False)}
+            del self._history[min(gaps, key=gaps.get)]
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """A copy of everything that training depends on, as plain data and tensors."""
+        inside = self._block is not None and self.step < self._block_from + self.task.ahead
+        return {
+            "step": self.step, "ensembles": [e.state() for e in self.ensembles],
+            "block_from": self._block_from if inside else self.step,
+            "rngs": [r.clone() for r in self._block_rng] if inside else [g.get_state() for g in self.rngs],
+            "overrides": [dict(o) for o in self.overrides], "diverged": dict(self.diverged), "events": list(self.events),
+            "knobs": dataclasses.asdict(self.task.p) if dataclasses.is_dataclass(self.task.p) else None,
+            "samples": self.samples, "seconds": self.seconds, "losses": None if self._losses is None else self._losses.clone(),
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken."""
+        for ensemble, saved in zip(self.ensembles, state["ensembles"], strict=True):
+            ensemble.load(saved)
+        for rng, saved in zip(self.rngs, state["rngs"], strict=True):
+            rng.set_state(saved)
+        if state["knobs"] is not None:
+            for task in {id(t): t for t in (self.task, *self.tasks)}.values():
+                task.p = dataclasses.replace(task.p, **state["knobs"])
+        self.step, self._block = state["block_from"], None
+        self.overrides = [dict(o) for o in state["overrides"]]
+        self.diverged, self.events = dict(state["diverged"]), list(state["events"])
+        self.samples, self.seconds = state["samples"], state["seconds"]
+        self._losses = None if state["losses"] is None else state["losses"].clone()
+        if state["step"] > self.step:  # taken inside a block: draw it again, from the generators as they were at its start
+            self._draw()
+            self.step = state["step"]
+        self._tune(self.task.schedule(self.step, self.total))
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file that `Run.resume` reads."""
+        torch.save({"seeds": self.seeds, "total": self.total, "every": self.every, "state": self.state()}, path)
+
+    @classmethod
+    def resume(cls, path: str | Path, task: Task, **options: Any) -> Run:
+        """The run that was saved, ready to go on bit for bit."""
+        saved = torch.load(path, weights_only=True)
+        run = cls(task, saved["seeds"], saved["total"], saved["every"], **options)
+        run.load(saved["state"])
+        run._history[run.step] = run.state()
+        return run
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """What each member has used so far: steps, samples, forward calls; and the seconds of all together."""
+        calls = self.step * len(self.task.players())
+        return {"steps": self.step, "samples": self.samples, "forward_calls": calls, "seconds": self.seconds}
+
+
+def _generator(seed: int) -> torch.Generator:
+    # not the seed itself, or the first batch would repeat the draws of the initial weights
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + 1) % 2**63)
+
+
+def _move(task: Task, device: torch.device) -> Task:
+    if device.type != "cpu":
+        for name, value in vars(task).items():
+            if isinstance(value, torch.Tensor):
+                setattr(task, name, value.to(device))
+            elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
+                setattr(task, name, tuple(v.to(device) for v in value))
+    return task
