@@ -57,10 +57,11 @@ class Ensemble:
         for optimizer, owners in (pair for pairs in self.optimizers.values() for pair in pairs):
             override = overrides[owners[0]]
             for group in optimizer.param_groups:
-                own = special.get(group["key"], {})
+                own = special.get(group.get("key", ""), {})
                 lr = own["lr"] if "lr" in own else override.get("lr", self.task.lr)
                 group["lr"] = lr * factor
-                group["weight_decay"] = override.get("weight_decay", own.get("weight_decay", self.task.weight_decay))
+                if "weight_decay" in group:
+                    group["weight_decay"] = override.get("weight_decay", own.get("weight_decay", self.task.weight_decay))
                 for name in {"momentum"} & set(override) & set(group):
                     group[name] = override[name]
 
