@@ -267,6 +267,7 @@ def test_groups_and_schedule_reach_the_optimiser():
 
 def test_lbfgs_minimises_a_quadratic_in_a_few_steps():
     class Quadratic(Task):
+        lr = 1.0
         joint_optimizer = False
         target = torch.tensor([[3.0, -2.0]])
 
@@ -280,12 +281,12 @@ def test_lbfgs_minimises_a_quadratic_in_a_few_steps():
             return ((net(one) - self.target) * torch.tensor([1.0, 10.0])).square().sum()
 
         def optimizer(self, groups):
-            return torch.optim.LBFGS([p for g in groups for p in g["params"]], lr=1.0, line_search_fn="strong_wolfe")
+            return torch.optim.LBFGS([p for g in groups for p in g["params"]], lr=1.0, max_iter=40, line_search_fn="strong_wolfe")
 
         def groups(self):
             return {}
 
-    run = Run(Quadratic(P(2)), [0, 1])
+    run = Run(Quadratic(P(4)), [0, 1])
     list(run)
     for member in run.members:
         assert torch.allclose(member.weight.T, Quadratic.target, atol=1e-4)
