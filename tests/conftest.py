@@ -1,0 +1,27 @@
+"""A lab of its own for each test: a folder of studies, and a home for runs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty home for runs; the ledger of the test lies there."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("CLAIMLAB_HOME", str(folder))
+    monkeypatch.delenv("CLAIMLAB_LEDGER", raising=False)
+    return folder
+
+
+@pytest.fixture
+def own_studies(tmp_path, monkeypatch) -> Path:
+    """A folder of studies outside the package that holds the study `toy-blobs` (family `blobs`)."""
+    folder = tmp_path / "studies"
+    (folder / "blobs").mkdir(parents=True)
+    shutil.copy(FIXTURES / "toy_blobs.py", folder / "blobs" / "toy_blobs.py")
+    monkeypatch.setenv("CLAIMLAB_STUDIES", str(folder))
+    return folder
