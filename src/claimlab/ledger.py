@@ -1,0 +1,344 @@
+"""The ledger: one database of runs, points, events, commands, verdicts and artefacts, shared by many processes.
+
+SQLite in WAL mode under the home of runs; CLAIMLAB_LEDGER names another database by its SQLAlchemy URL. Points are buffered
+and committed every 200 ms or 50 calls; readers fetch all and close, since an open cursor lets the log grow without end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, event, func, select, update
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from claimlab import schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATUSES = ("queued", "starting", "running", "paused", "finished", "failed", "stopped", "timed out", "lost")
+ENDED = ("finished", "failed", "stopped", "timed out", "lost")
+ALIVE = ("starting", "running", "paused")
+COLUMNS = ["arm", "seed", "step", "metric", "value"]
+CALLS, SECONDS = 50, 0.2
+
+
+class LedgerError(RuntimeError):
+    """The ledger cannot be read or written; the message says why and what to do."""
+
+
+def home() -> Path:
+    """The folder of runs: CLAIMLAB_HOME, else `runs` in the working folder."""
+    return Path(os.environ.get("CLAIMLAB_HOME") or "runs").absolute()
+
+
+class Ledger:
+    """One connection to the ledger at `url` (a SQLAlchemy URL; default: CLAIMLAB_LEDGER, else SQLite under `home()`).
+
+    Tables are made or brought forward on opening. A file that is no database is moved aside, never overwritten; a newer
+    schema is refused with LedgerError.
+    """
+
+    def __init__(self, url: str | None = None):
+        self.url = url or os.environ.get("CLAIMLAB_LEDGER") or f"sqlite:///{home() / 'ledger.db'}"
+        self.path = Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:///") else None
+        self._lock = threading.RLock()
+        self._points: list[dict[str, Any]] = []
+        self._calls, self._flushed = 0, time.monotonic()
+        self._seen: dict[str, int] = {}
+        self._open()
+
+    def _open(self) -> None:
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LedgerError(f"the folder of runs {self.path.parent} cannot be made: {error.strerror}") from error
+        try:
+            self._connect()
+        except schema.NewerSchema as error:
+            raise LedgerError(f"the ledger {self._name} cannot be used: {error}; update claimlab or choose another home") from None
+        except (DatabaseError, OperationalError) as error:
+            if self.path is None or "not a database" not in str(error) and "malformed" not in str(error):
+                raise LedgerError(f"the ledger {self._name} cannot be opened: {_plain(error)}") from error
+            self._move_aside()
+            self._connect()
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or re.sub(r"://.*@", "://...@", self.url))
+
+    def _connect(self) -> None:
+        if self.path is None:
+            self._engine = create_engine(self.url)
+        else:
+            self._engine = create_engine(self.url, poolclass=NullPool, connect_args={"check_same_thread": False, "timeout": 30})
+            event.listen(self._engine, "connect", _pragmas)
+        self._connection = self._engine.connect()
+        with self._connection.begin():
+            schema.migrate(self._connection)
+
+    def _move_aside(self) -> None:
+        self._engine.dispose()
+        number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.corrupt-{n}").exists())
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                part.rename(self.path.with_name(f"{self.path.name}.corrupt-{number}{suffix}"))
+
+    def close(self) -> None:
+        """Write what is buffered and let go of the database."""
+        with self._lock:
+            if not self._connection.closed:
+                self.flush()
+                self._connection.close()
+                self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        with self._lock:
+            try:
+                with self._connection.begin():
+                    yield self._connection
+            except DBAPIError as error:
+                raise LedgerError(f"the ledger {self._name} cannot be written: {_plain(error)}") from error
+
+    def _rows(self, query) -> list[dict[str, Any]]:
+        with self._lock, self._connection.begin():
+            return [dict(row) for row in self._connection.execute(query).mappings().fetchall()]
+
+    # ---- runs
+
+    def start_run(self, study: str, params: dict[str, Any], *, profile: str = "default", seeds: Iterable[int] = (),
+                  source_hash: str = "", versions: dict | None = None, control: bool = False, parent: str | None = None,
+                  branch: str | None = None, total_steps: int | None = None, status: str = "queued") -> str:  # fmt: skip
+        """Record a new run and return its id, which sorts by time and is safe in a URL."""
+        slug = re.sub(r"[^a-z0-9-]+", "-", study.lower()).strip("-") or "run"
+        run = f"{datetime.now():%Y%m%d-%H%M%S}-{slug}-{secrets.token_hex(3)}"
+        row = {
+            "id": run, "study": study, "params": json.dumps(params), "profile": profile, "seeds": json.dumps(list(seeds)),
+            "status": status, "reason": "", "started": time.time(), "heartbeat": time.time(), "done": 0, "total": total_steps,
+            "pid": os.getpid(), "source_hash": source_hash, "versions": json.dumps(versions or {}), "control": control,
+            "parent": parent, "branch": branch,
+        }  # fmt: skip
+        with self._writing() as connection:
+            connection.execute(schema.run.insert().values(**row))
+        return run
+
+    def set_status(self, run: str, status: str, reason: str = "") -> None:
+        """Set the status of a run; one that ends it stamps the time."""
+        if status not in STATUSES:
+            raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
+        ended = {"ended": time.time()} if status in ENDED else {"heartbeat": time.time(), "pid": os.getpid(), "ended": None}
+        with self._writing() as connection:
+            connection.execute(update(schema.run).where(schema.run.c.id == run).values(status=status, reason=reason, **ended))
+
+    def heartbeat(self, run: str, done: int | None = None, total: int | None = None) -> None:
+        """Say that the run's process lives, and how far it is in steps."""
+        known = {k: v for k, v in (("done", done), ("total", total)) if v is not None}
+        with self._writing() as connection:
+            connection.execute(update(schema.run).where(schema.run.c.id == run)
+                               .values(heartbeat=time.time(), pid=os.getpid(), **known))  # fmt: skip
+
+    def runs(self, study: str | None = None, status: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+        """Runs, newest first."""
+        query = select(schema.run).order_by(schema.run.c.started.desc(), schema.run.c.id.desc()).limit(limit)
+        if study is not None:
+            query = query.where(schema.run.c.study == study)
+        if status is not None:
+            query = query.where(schema.run.c.status == status)
+        return [_decoded(row) for row in self._rows(query)]
+
+    def run(self, run: str) -> dict[str, Any]:
+        """One run; LedgerError names the nearest ids of an unknown one."""
+        found = self._rows(select(schema.run).where(schema.run.c.id == run))
+        if not found:
+            near = difflib.get_close_matches(run, [r["id"] for r in self._rows(select(schema.run.c.id))], n=3, cutoff=0.3)
+            raise LedgerError(f"there is no run {run!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        return _decoded(found[0])
+
+    def reap(self, older: float = 3.0) -> list[str]:
+        """Mark runs as lost whose process has not been heard of for `older` seconds; their ids."""
+        table, late = schema.run, time.time() - older
+        stale = table.c.status.in_(ALIVE) & (table.c.heartbeat < late)
+        lost = [row["id"] for row in self._rows(select(table.c.id).where(stale))]
+        if lost:
+            reason = f"no sign of life for {older:g} s: the process has died or the machine slept"
+            with self._writing() as connection:
+                connection.execute(update(table).where(table.c.id.in_(lost) & stale)
+                                   .values(status="lost", reason=reason, ended=time.time()))  # fmt: skip
+        return lost
+
+    # ---- points
+
+    def log(self, run: str, rows: Iterable[tuple[str, int, int, str, float]]) -> None:
+        """Buffer points (arm, seed, step, metric, value); NaN and infinities are kept as NaN."""
+        with self._lock:
+            for arm, seed, step, metric, value in rows:
+                number = float(value)
+                self._points.append({"run": run, "arm": arm, "seed": int(seed), "step": int(step), "metric": metric,
+                                     "value": number if math.isfinite(number) else None})  # fmt: skip
+            self._calls += 1
+            if self._calls >= CALLS or time.monotonic() - self._flushed >= SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Commit the buffered points. What cannot be written stays in the buffer."""
+        with self._lock:
+            self._calls, self._flushed = 0, time.monotonic()
+            if self._points:
+                with self._writing() as connection:
+                    connection.execute(schema.metric.insert(), self._points)
+                self._points = []
+
+    def points_since(self, run: str, cursor: int = 0) -> tuple[list[tuple], int]:
+        """Committed points after `cursor` as (id, arm, seed, step, metric, value), and the new cursor."""
+        table = schema.metric
+        query = select(table.c.id, *(table.c[c] for c in COLUMNS)).where((table.c.run == run) & (table.c.id > cursor)).order_by(table.c.id)
+        rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
+        return rows, rows[-1][0] if rows else cursor
+
+    def table(self, run: str) -> pd.DataFrame:
+        """The tidy table of a run: study, arm, seed, step, metric, value; from Parquet once it is closed."""
+        import pandas as pd
+
+        self.flush()
+        study = self.run(run)["study"]
+        kept = [a["path"] for a in self.artifacts(run) if a["kind"] == "table"]
+        if kept and Path(kept[-1]).exists():
+            return pd.read_parquet(kept[-1])
+        rows, _ = self.points_since(run)
+        frame = pd.DataFrame([row[1:] for row in rows], columns=COLUMNS).astype({"value": "float64"})
+        frame.insert(0, "study", study)
+        return frame
+
+    def finish(self, run: str) -> None:
+        """Close a run: Parquet beside its other files, a summary for lists, and a short log again."""
+        self.flush()
+        table = self.table(run)
+        path = home() / run / "table.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(path)
+        summaries = []
+        for (arm, metric), part in table.groupby(["arm", "metric"]):
+            last = part.sort_values("step").groupby("seed")["value"].agg(lambda v: v.iloc[-1])
+            tail = part[part["step"] >= 0.9 * part["step"].max()]["value"].mean()
+            facts = {"last": last.mean(), "low": part["value"].min(), "high": part["value"].max(), "tail": tail}
+            clean = {k: float(v) if math.isfinite(v) else None for k, v in facts.items()}
+            summaries.append({"run": run, "arm": arm, "metric": metric, "n": len(last), **clean})
+        with self._writing() as connection:
+            connection.execute(schema.run_summary.delete().where(schema.run_summary.c.run == run))
+            if summaries:
+                connection.execute(schema.run_summary.insert(), summaries)
+        if not any(a["kind"] == "table" for a in self.artifacts(run)):
+            self.artifact(run, "table", str(path))
+        if self.path is not None:
+            with self._lock:
+                self._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._connection.rollback()
+
+    def summary(self, run: str) -> list[dict[str, Any]]:
+        """Last, lowest, highest and tail mean of each metric of each arm of a closed run."""
+        return self._rows(select(schema.run_summary).where(schema.run_summary.c.run == run))
+
+    # ---- events, commands, verdicts, artefacts
+
+    def event(self, run: str, kind: str, step: int | None = None, arm: str | None = None, seed: int | None = None,
+              payload: dict | None = None) -> None:  # fmt: skip
+        """Record that something happened."""
+        row = {"run": run, "kind": kind, "step": step, "arm": arm, "seed": seed, "time": time.time(), "payload": json.dumps(payload or {})}
+        with self._writing() as connection:
+            connection.execute(schema.event.insert().values(**row))
+
+    def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
+        """Events of a run with an id above `after`, oldest first."""
+        table = schema.event
+        return [_decoded(r) for r in self._rows(select(table).where((table.c.run == run) & (table.c.id > after)).order_by(table.c.id))]
+
+    def command(self, run: str, verb: str, payload: dict, *, arm: str | None = None, seed: int | None = None, by: str = "") -> int:
+        """Queue a command for a run and return its number."""
+        row = {"run": run, "verb": verb, "payload": json.dumps(payload), "arm": arm, "seed": seed, "by": by, "time": time.time()}
+        self._seen.clear()  # data_version tells of other connections only
+        with self._writing() as connection:
+            return connection.execute(schema.command.insert().values(**row)).inserted_primary_key[0]
+
+    def pending(self, run: str) -> list[dict[str, Any]]:
+        """Commands not yet answered, oldest first; costs microseconds while nothing has changed."""
+        if self.path is not None:
+            with self._lock:
+                cursor = self._connection.connection.driver_connection.execute("PRAGMA data_version")
+                stamp = cursor.fetchone()[0]
+                cursor.close()
+            if self._seen.get(run) == stamp:
+                return []
+            self._seen[run] = stamp
+        table = schema.command
+        query = select(table).where((table.c.run == run) & table.c.answered.is_(None)).order_by(table.c.id)
+        return [_decoded(row) for row in self._rows(query)]
+
+    def answer(self, command: int, ok: bool, *, step: int | None = None, old: Any = None, new: Any = None, reason: str = "") -> None:
+        """Answer a command: applied at `step` with old and new value, or refused with the reason."""
+        row = {"answered": time.time(), "ok": ok, "step": step, "old": json.dumps(old), "new": json.dumps(new), "reason": reason}
+        with self._writing() as connection:
+            connection.execute(update(schema.command).where(schema.command.c.id == command).values(**row))
+
+    def commands(self, run: str) -> list[dict[str, Any]]:
+        """All commands of a run with their answers, oldest first."""
+        return [_decoded(r) for r in self._rows(select(schema.command).where(schema.command.c.run == run).order_by(schema.command.c.id))]
+
+    def record_verdicts(self, run: str, verdicts: list[dict[str, Any]], control: bool = False) -> None:
+        """Replace the verdicts of a run (as `Verdict.as_dict` gives them), or those under its control."""
+        table = schema.verdict
+        rows = [{"run": run, "claim": v["claim"], "verdict": v["verdict"], "control": control, "body": json.dumps(v)} for v in verdicts]
+        with self._writing() as connection:
+            connection.execute(table.delete().where((table.c.run == run) & (table.c.control == control)))
+            if rows:
+                connection.execute(table.insert(), rows)
+
+    def verdicts(self, run: str) -> list[dict[str, Any]]:
+        """The verdicts of a run, each with `control`: whether it was judged under the negative control."""
+        rows = self._rows(select(schema.verdict).where(schema.verdict.c.run == run).order_by(schema.verdict.c.id))
+        return [{**json.loads(row["body"]), "control": bool(row["control"])} for row in rows]
+
+    def artifact(self, run: str, kind: str, path: str) -> None:
+        """Record a file that belongs to a run."""
+        with self._writing() as connection:
+            connection.execute(schema.artifact.insert().values(run=run, kind=kind, path=str(path)))
+
+    def artifacts(self, run: str) -> list[dict[str, Any]]:
+        """Files of a run: kind and path."""
+        return self._rows(select(schema.artifact).where(schema.artifact.c.run == run).order_by(schema.artifact.c.id))
+
+    def counts(self) -> dict[str, int]:
+        """Number of runs by status."""
+        query = select(schema.run.c.status, func.count().label("n")).group_by(schema.run.c.status)
+        return {row["status"]: row["n"] for row in self._rows(query)}
+
+
+def _pragmas(connection, _record) -> None:
+    for name, value in (("journal_mode", "WAL"), ("synchronous", "NORMAL"), ("busy_timeout", 30_000), ("journal_size_limit", 1 << 24)):
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    for name in ("params", "seeds", "versions", "payload", "old", "new"):
+        if isinstance(row.get(name), str):
+            row[name] = json.loads(row[name])
+    return row
+
+
+def _plain(error: DBAPIError) -> str:
+    return str(error.orig if error.orig is not None else error).strip()
