@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -189,6 +190,20 @@ class Run:
         self._history = {s: state for s, state in self._history.items() if s <= reached}
         self.events = events
         return reached
+
+    def past(self, step: int) -> tuple[int, list[nn.Module]]:
+        """Copies of the members as they were at the last remembered step at or before `step`, and that step.
+
+        Training is not touched. Steps are remembered as for `rollback`; ValueError where none is early enough.
+        """
+        known = [s for s in self._history if s <= step]
+        if not known:
+            raise ValueError(f"no state at or before step {step} is remembered")
+        tensors = [saved for ensemble in self._history[max(known)]["ensembles"] for saved in ensemble["members"]]
+        copies = [copy.deepcopy(member) for member in self.members]
+        for one, saved in zip(copies, tensors, strict=True):
+            one.load_state_dict(saved)
+        return max(known), copies
 
     def _remember(self) -> None:
         """Keep states for rollback within HISTORY_BYTES: step 0, and the older the sparser."""
