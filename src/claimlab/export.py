@@ -69,12 +69,23 @@ def page(notebook, target: Path, facts: dict[str, Any], *, plotly: str = PLOTLY,
     import nbformat
 
     node = nbformat.read(notebook, 4) if isinstance(notebook, str | Path) else notebook
+    node.cells = list(_mark(node.cells))
     source = _plotly_source().read_text(encoding="utf-8") if single_file else ""
     shown = {**facts, "plotly": plotly, "plotly_source": source, "style": style(), "dark": _dark()}
     text, _ = _exporter().from_notebook_node(node, resources={"claimlab": shown})
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     return target
+
+
+def _mark(cells: Iterable) -> Iterable:
+    """The cells with one plain mark where the notebook stopped, in place of papermill's two banners."""
+    for cell in cells:
+        if "papermill-error-cell-tag" not in cell.metadata.get("tags", []):
+            yield cell
+        elif 'id="papermill-error-cell"' in cell.source:
+            cell.source = '<p id="stopped-here" class="word failed">The notebook stopped here.</p>'
+            yield cell
 
 
 def index(target: Path, **shown: Any) -> Path:

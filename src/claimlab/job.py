@@ -19,10 +19,11 @@ Progress = Callable[[int, int, str], None]
 POLL = 0.3
 BEAT = 1.0
 GRACE = 10.0
+ACTIVE: list[Job] = []
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run under way: what the signal handlers, the polling thread and the engine share."""
 
@@ -107,9 +108,11 @@ class Pulse:
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
+        ACTIVE.append(self.job)
         self.thread.start()
 
     def __exit__(self, *_):
+        ACTIVE.remove(self.job)
         self.over.set()
         self.thread.join(timeout=5)
 

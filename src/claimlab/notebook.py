@@ -89,8 +89,8 @@ def _number(value: float | None) -> str:
 
 def _enter(study: Study, p: Any):
     """The ledger, the run to work for, and whether it is this process's own to close."""
-    from claimlab import live
     from claimlab.ledger import Ledger
+    from claimlab.runner import provenance
 
     ledger, chosen = Ledger(), knob_views.values(p)
     name = os.environ.get("CLAIMLAB_RUN")
@@ -100,7 +100,7 @@ def _enter(study: Study, p: Any):
             _joined.add(name)
             return ledger, name, False
     mine = ledger.start_run(
-        study.slug, chosen, seeds=list(range(p.seeds)), source_hash=study.source_hash, versions=live.versions(), parent=name,
+        study.slug, chosen, seeds=list(range(p.seeds)), source_hash=study.source_hash, versions=provenance(study), parent=name,
         status="starting",
     )  # fmt: skip
     return ledger, mine, True

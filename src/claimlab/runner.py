@@ -188,7 +188,9 @@ def _notebook(job: Job) -> tuple[str, str]:
 
 
 def _conclude(job: Job, status: str, reason: str, kernel: bool, single_file: bool) -> Outcome:
-    verdicts = _try(lambda: job.ledger.verdicts(job.run))[0] or []
+    if job.stopping:
+        _try(lambda: job.ledger.event(job.run, "interrupted"))
+    verdicts = [v for v in _try(lambda: job.ledger.verdicts(job.run))[0] or [] if not v["control"]]
     if status == "finished" and not verdicts:
         status, reason = "failed", "the notebook came to its end without running the experiment with these knobs"
     if trouble := _try(lambda: job.ledger.finish(job.run))[1]:
