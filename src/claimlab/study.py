@@ -25,6 +25,10 @@ from claimlab import claims, params
 PACKAGE = Path(__file__).parent
 DECLARATIONS = ("PAPER", "Params", "CLAIMS")
 NAMES = (*DECLARATIONS, "ARMS", "figures", "HONESTY")
+FAMILIES = (
+    "training", "compression", "attribution", "representation", "robustness", "causality", "adaptation", "physics", "imaging",
+    "vision", "text", "audio", "graphs", "timeseries", "recommendation", "science", "decisions",
+)  # fmt: skip
 THEMES = ("stages", "sensitivity", "representations")
 
 

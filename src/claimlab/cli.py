@@ -1,0 +1,273 @@
+"""The command `claimlab`. Exit codes: 0 a run finished whatever its verdicts, 1 a study failed, 2 bad input.
+
+Only the standard library and declarations are imported to list the lab; everything heavier is imported by the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from claimlab import study as studies
+from claimlab.params import PROFILES, KnobError, pairs
+from claimlab.study import StudyError
+
+ICONS = {"supported": "✔", "refuted": "✘", "undecided": "?"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.act(options)
+    except (KnobError, StudyError) as wrong:
+        print(f"claimlab: {wrong}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "LedgerError":
+            raise
+        print(f"claimlab: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line and its help."""
+    top = argparse.ArgumentParser(prog="claimlab", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, act, text: str, *, reads: bool = False) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(act=act)
+        if reads:
+            one.add_argument("--json", action="store_true", help="machine-readable output")
+        return one
+
+    add("list", list_studies, "list the studies and their questions", reads=True)
+    add("show", show, "question, claims and knobs of one study", reads=True).add_argument("study")
+    _add_run(add("run", run, "run one study through its notebook and judge its claims", reads=True))
+    _add_report(add("report", report, "run what is missing or stale and write a report"))
+    tour_parser = add("tour", tour, "three quick studies, a report, and the dashboard until Ctrl-C")
+    tour_parser.add_argument("--no-serve", action="store_true", help="end when the report is written")
+    tour_parser.add_argument("--port", type=int, default=8501)
+    tour_parser.add_argument("--profile", choices=PROFILES, default="default")
+    dashboard_parser = add("dashboard", dashboard, "start the dashboard on this machine")
+    dashboard_parser.add_argument("--port", type=int, default=8501)
+    add("sync", sync, "write the generated cells of notebooks and the README's table")
+    check_parser = add("check", check, "run the contract of one study, or of all, and say what is missing", reads=True)
+    check_parser.add_argument("study", nargs="?")
+    new_parser = add("new", new, "write the three files of a new study")
+    new_parser.add_argument("slug")
+    new_parser.add_argument("--family", required=True, choices=sorted(studies.FAMILIES))
+    runs_parser = add("runs", runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
+    runs_parser.add_argument("what", nargs="*", metavar="show ID")
+    runs_parser.add_argument("--study")
+    _add_steer(add("steer", steer, "change a running run: `claimlab steer ID set lr=1e-3` or `claimlab steer ID stop`", reads=True))
+    return top
+
+
+def _add_run(one: argparse.ArgumentParser) -> None:
+    one.add_argument("study")
+    one.add_argument("-p", "--knob", action="append", default=[], metavar="KNOB=VALUE", help="set a knob; repeat for more")
+    one.add_argument("--profile", choices=PROFILES, default="default")
+    one.add_argument("--seeds", metavar="N", help="number of seeds: 0 ... N - 1")
+    one.add_argument("--no-kernel", action="store_true", help="without a notebook; the same numbers")
+    one.add_argument("--control", action="store_true", help="under the study's negative control")
+    one.add_argument("--single-file", action="store_true", help="plotly inside the report page")
+    one.add_argument("--run-id", help=argparse.SUPPRESS)
+
+
+def _add_report(one: argparse.ArgumentParser) -> None:
+    one.add_argument("studies", nargs="*", metavar="STUDY")
+    one.add_argument("--all", action="store_true")
+    one.add_argument("--family")
+    one.add_argument("--theme", choices=studies.THEMES)
+    one.add_argument("--profile", choices=PROFILES, default="default")
+    one.add_argument("-o", "--out", type=Path, default=Path("runs/report"))
+    one.add_argument("--single-file", action="store_true")
+    one.add_argument("--force", action="store_true", help="reuse no earlier run")
+
+
+def _add_steer(one: argparse.ArgumentParser) -> None:
+    one.add_argument("run")
+    one.add_argument("verb", help="set or stop")
+    one.add_argument("change", nargs="*", metavar="NAME=VALUE")
+    one.add_argument("--arm", help="one arm only")
+    one.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the answer")
+
+
+# ---- reading
+
+
+def list_studies(options) -> int:
+    found = studies.catalogue()
+    if options.json:
+        print(json.dumps([s.as_dict() for s in found if not s.broken], indent=1))
+    else:
+        for one in found:
+            print(f"{one.slug:24} {one.family:14} " + (f"BROKEN: {one.broken}" if one.broken else one.paper.question))
+    for one in found:
+        if one.broken:
+            print(f"claimlab: the study {one.slug} is broken: {one.broken}", file=sys.stderr)
+    return 0
+
+
+def show(options) -> int:
+    one = studies.find(options.study)
+    if options.json:
+        print(json.dumps({**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)}, indent=1))
+        return 0
+    print(f"{one.paper.question}\n\n{one.paper.title} ({one.paper.authors}, {one.paper.year})\n\nClaims")
+    for claim in one.claims:
+        print(f"  {claim.id}: {claim.text} [{claim.kind}, margin {claim.margin:g}]")
+    print("\nKnobs")
+    for knob in one.knobs:
+        live = ", can be changed while it runs" if knob.live else ""
+        print(f"  {knob.name} = {knob.default}: {knob.help}; {knob.allowed} {knob.unit}{live}")
+    print(f"\nWhat the scale hides\n  {one.honesty}")
+    return 0
+
+
+def runs(options) -> int:
+    from claimlab.ledger import Ledger
+
+    if options.what and (options.what[0] != "show" or len(options.what) != 2):
+        raise KnobError(f"claimlab runs {' '.join(options.what)} is not known; use `claimlab runs` or `claimlab runs show ID`")
+    book = Ledger()
+    book.reap()
+    if options.what:
+        one = book.run(options.what[1])
+        facts = {**one, "verdicts": book.verdicts(one["id"]), "artifacts": book.artifacts(one["id"]), "events": book.events(one["id"])}
+        print(json.dumps(facts, indent=1) if options.json else _described(facts))
+        return 0
+    found = book.runs(study=options.study)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    elif not found:
+        print("No run yet. Start one with `claimlab run STUDY`.")
+    for one in [] if options.json else found:
+        print(f"{one['id']:52} {one['status']:9} {one['profile']:8} {one['done'] or 0}/{one['total'] or '?'} {one['reason']}")
+    return 0
+
+
+def _described(facts: dict[str, Any]) -> str:
+    lines = [f"{facts['id']}: {facts['status']} {facts['reason']}".rstrip(), f"knobs: {json.dumps(facts['params'])}"]
+    lines += [f"{ICONS[v['verdict']]} {v['claim']}: {v['sentence']}" for v in facts["verdicts"]]
+    return "\n".join(lines + [f"{a['kind']}: {a['path']}" for a in facts["artifacts"]])
+
+
+# ---- running
+
+
+def run(options) -> int:
+    from claimlab import console
+
+    values = pairs(options.knob)
+    if options.seeds is not None:
+        values["seeds"] = options.seeds
+    outcome = console.run_with_bar(
+        options.study, values, profile=options.profile, control=options.control, kernel=not options.no_kernel,
+        single_file=options.single_file, run_id=options.run_id,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(outcome.as_dict()))
+    else:
+        console.tell(outcome)
+    return 1 if outcome.status == "failed" else 0
+
+
+def report(options) -> int:
+    from claimlab import console
+
+    chosen = [s for s in studies.catalogue() if not s.broken]
+    if options.studies:
+        chosen = [studies.find(name) for name in options.studies]
+    elif not (options.all or options.family or options.theme):
+        raise StudyError("name studies, or use --all, --family or --theme")
+    chosen = [s for s in chosen if options.family in (None, s.family) and options.theme in (None, s.paper.theme)]
+    if not chosen:
+        raise StudyError("no study is of that family and theme")
+    index = console.report_with_bar(
+        [s.slug for s in chosen], options.profile, options.out, single_file=options.single_file, force=options.force
+    )
+    print(index)
+    return 0
+
+
+def tour(options) -> int:
+    from claimlab import console
+
+    return console.tour(options.port, options.profile, serve=not options.no_serve)
+
+
+def dashboard(options) -> int:
+    from claimlab import console
+
+    process, address = console.start_dashboard(options.port)
+    print(f"Dashboard: {address} (Ctrl-C ends it)", flush=True)
+    return console.wait(process)
+
+
+def steer(options) -> int:
+    from claimlab import console, live
+    from claimlab.ledger import ENDED, Ledger
+
+    book = Ledger()
+    book.reap()
+    one = book.run(options.run)
+    if one["status"] in ENDED:
+        raise KnobError(f"the run {one['id']} is {one['status']}; only a run that goes on can be steered")
+    changes = pairs(options.change) or {None: None}
+    answers = []
+    for name, value in changes.items():
+        payload = live.validate(studies.find(one["study"]), options.verb, {"name": name, "value": value} if name else {})
+        number = book.command(one["id"], options.verb, payload, arm=options.arm, by="command line")
+        answers.append(console.await_answer(book, one["id"], number, options.timeout))
+    for answer in answers:
+        print(json.dumps(answer) if options.json else answer["text"])
+    return 0 if all(a["ok"] for a in answers) else 2
+
+
+# ---- writing
+
+
+def sync(_options) -> int:
+    from claimlab import readme
+    from claimlab.cells import sync as sync_cells
+
+    found = [s.notebook for s in studies.catalogue() if not s.broken and s.notebook.exists()]
+    changed = [str(path) for path in sync_cells(found)]
+    changed += [str(path) for path in readme.sync(studies.root())]
+    print("\n".join(changed) or "everything is in sync")
+    return 0
+
+
+def check(options) -> int:
+    from claimlab import contract
+
+    found = [studies.find(options.study)] if options.study else studies.catalogue()
+    reports = {one.slug: contract.missing(one) for one in found}
+    if options.json:
+        print(json.dumps(reports, indent=1))
+    for slug, missing in {} if options.json else reports.items():
+        print(f"{slug}: " + ("everything is there" if not missing else f"{len(missing)} to mend"))
+        for one in missing:
+            print(f"  - {one}")
+    return 1 if any(reports.values()) else 0
+
+
+def new(options) -> int:
+    from claimlab import scaffold
+
+    for path in scaffold.write(options.slug, options.family, studies.root()):
+        print(path)
+    print(f"Write the method and the experiment, then: claimlab check {options.slug}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

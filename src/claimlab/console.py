@@ -1,0 +1,147 @@
+"""What the command line shows while it waits: progress bars over training steps, verdicts as sentences, the dashboard's address."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from claimlab import report as reports
+from claimlab import runner
+from claimlab import study as studies
+from claimlab.params import KnobError
+
+TOUR = ("mixup", "quantum-well-pinn", "fullgrad")
+STYLES = {"supported": ("green", "✔"), "refuted": ("red", "✘"), "undecided": ("yellow", "?")}
+ERRORS = Console(stderr=True)
+
+
+def _bar() -> Progress:
+    return Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+                    TextColumn("{task.completed:.0f}/{task.total:.0f} steps"), TimeElapsedColumn(), TimeRemainingColumn(),
+                    console=ERRORS, transient=not ERRORS.is_terminal)  # fmt: skip
+
+
+def run_with_bar(slug: str, values: dict[str, Any], **options: Any) -> runner.Outcome:
+    """Run one study with a bar over the optimiser steps of all arms, on the error stream."""
+    with _bar() as bar:
+        line = bar.add_task(slug, total=1)
+
+        def progress(done: int, total: int, text: str = "") -> None:
+            bar.update(line, completed=done, total=max(total, 1), description=f"{slug} {text}".strip())
+
+        return runner.run(slug, values, progress=progress, **options)
+
+
+def report_with_bar(slugs: Iterable[str], profile: str, out: Path, **options: Any) -> Path:
+    """Write a report with one bar over all its runs."""
+    with _bar() as bar:
+        line = bar.add_task("report", total=1)
+
+        def progress(done: int, total: int, text: str = "") -> None:
+            bar.update(line, completed=done, total=max(total, 1), description=text or "report")
+
+        return reports.report(slugs, profile, out, progress=progress, **options)
+
+
+def tell(outcome: runner.Outcome) -> None:
+    """Print what became of a run: each verdict as a sentence, and where the files lie."""
+    out = Console()
+    out.print(f"[bold]{outcome.study}[/] {outcome.status} in {outcome.seconds:.0f} s  [dim]{outcome.run}[/]", highlight=False)
+    if outcome.reason:
+        out.print(outcome.reason, style="red", markup=False)
+    for verdict in outcome.verdicts:
+        colour, icon = STYLES[verdict["verdict"]]
+        out.print(f"  [{colour}]{icon}[/] [bold]{verdict['claim']}[/]: {verdict['sentence']}", highlight=False)
+    for kind in ("report", "notebook", "table"):
+        if path := getattr(outcome, kind):
+            out.print(f"  [dim]{kind}[/] {_short(Path(path))}", highlight=False, soft_wrap=True)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def tour(port: int, profile: str, serve: bool = True) -> int:
+    """The dashboard, three quick studies through papermill, a report; then serve until Ctrl-C."""
+    process, address = start_dashboard(port) if serve else (None, "")
+    if serve:
+        ERRORS.print(f"Dashboard: {address}", highlight=False)
+    failed = False
+    try:
+        slugs = [s for s in TOUR if any(one.slug == s for one in studies.catalogue())]
+        for slug in slugs:
+            outcome = run_with_bar(slug, {}, profile=profile)
+            tell(outcome)
+            failed |= outcome.status == "failed"
+        index = reports.report(slugs, profile, Path("runs/report"), control=False)
+        print(f"\nReport: {_short(index)}")
+        if process is not None:
+            print(f"Dashboard: {address}  (Ctrl-C ends it)", flush=True)
+            wait(process)
+    finally:
+        if process is not None and process.poll() is None:
+            process.terminate()
+    return 1 if failed else 0
+
+
+def start_dashboard(port: int) -> tuple[subprocess.Popen, str]:
+    """Start Streamlit on the loopback address; on the next free port where `port` is taken, and say so."""
+    free = free_port(port)
+    if free != port:
+        ERRORS.print(f"Port {port} is in use; the dashboard takes {free}.", highlight=False)
+    app = studies.root() / "dashboard" / "app.py"
+    if not app.exists():
+        raise KnobError(f"there is no dashboard at {app}; run this command in a checkout of the project")
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(free), "--server.address", "127.0.0.1",
+               "--server.headless", "true", "--browser.gatherUsageStats", "false"]  # fmt: skip
+    environment = os.environ | {"CLAIMLAB_HOME": os.environ.get("CLAIMLAB_HOME") or str(Path("runs").absolute())}
+    process = subprocess.Popen(command, cwd=studies.root(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return process, f"http://127.0.0.1:{free}"
+
+
+def free_port(port: int) -> int:
+    """The first free port of the loopback address from `port` on; KnobError if the next hundred are taken."""
+    if not 1 <= port <= 65535:
+        raise KnobError(f"port = {port} is not allowed: it must be in [1, 65535]")
+    for candidate in range(port, min(port + 100, 65536)):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            return candidate
+    raise KnobError(f"ports {port} to {port + 99} are all in use; name another one with --port")
+
+
+def wait(process: subprocess.Popen) -> int:
+    """Wait for the dashboard; Ctrl-C ends it."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait(timeout=10)
+        return 0
+
+
+def await_answer(book: Any, run: str, number: int, timeout: float) -> dict[str, Any]:
+    """Wait until the run answers a command: {ok, step, old, new, reason, text}."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        command = next(c for c in book.commands(run) if c["id"] == number)
+        if command["answered"] is not None:
+            found = {k: command[k] for k in ("ok", "step", "old", "new", "reason")}
+            done = f"applied at step {found['step']}" + ("" if found["new"] is None else f": {found['old']} -> {found['new']}")
+            return {**found, "ok": bool(found["ok"]), "text": done if found["ok"] else f"refused: {found['reason']}"}
+        time.sleep(0.05)
+    reason = f"no answer within {timeout:g} s; the command stays queued"
+    return {"ok": False, "step": None, "old": None, "new": None, "reason": reason, "text": reason}
