@@ -1,0 +1,56 @@
+"""A user's own files, parsed as data only (nothing in them can run code) and refused with the reason where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+CIFAR_ROW = 1 + 3 * 32 * 32  # CIFAR-10's binary version: a label byte, then the red, green and blue planes
+
+
+def own_images(path: str | Path, least: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, H, W, C] float32 in [0, 1] and labels [N] int64 from an .npz (x uint8, y int) or a CIFAR-10 .bin file.
+
+    Labels are 0, 1, ... without a gap, at least two, each with `least` images or more, and no image occurs twice (a test
+    image could be in the training set). ValueError names the file, what is wrong and what is allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file; an .npz with x and y, or a CIFAR-10 .bin file, is needed")
+    x, y = _cifar(file) if file.suffix == ".bin" else _npz(file)
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3) or not len(x):
+        raise ValueError(f"{file.name}: x is {x.dtype} of shape {x.shape}; allowed is uint8 of N x H x W x C, C 1 or 3, N > 0")
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise ValueError(f"{file.name}: y is {y.dtype} of shape {y.shape}; allowed is a whole number for each of {len(x)} images")
+    found, count = np.unique(y, return_counts=True)
+    if len(found) < 2 or found[0] != 0 or found[-1] != len(found) - 1:
+        raise ValueError(f"{file.name}: y holds labels {found[:12].tolist()}; allowed are 0, 1, ... without a gap, at least two")
+    if count.min() < least:
+        raise ValueError(f"{file.name}: label {found[count.argmin()]} has {count.min()} images; at least {least} are needed")
+    if twice := len(x) - len(np.unique(x.reshape(len(x), -1), axis=0)):
+        raise ValueError(f"{file.name}: {twice} images occur again; each may occur once, or a test image could be trained on")
+    return x.astype(np.float32) / 255, y.astype(np.int64)
+
+
+def _cifar(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.fromfile(file, dtype=np.uint8)
+    if not len(raw) or len(raw) % CIFAR_ROW:
+        raise ValueError(f"{file.name}: {len(raw):,} bytes are not a whole number of CIFAR-10 rows of {CIFAR_ROW:,} bytes")
+    rows = raw.reshape(-1, CIFAR_ROW)
+    return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]
+
+
+def _npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    import zipfile
+
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file.name} is not an .npz file (CIFAR-10: use the binary version; its python batches are pickles, "
+                         "which can run code and are never opened)")  # fmt: skip
+    with np.load(file, allow_pickle=False) as arrays:
+        if missing := [name for name in ("x", "y") if name not in arrays]:
+            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold x and y")
+        try:
+            return arrays["x"], arrays["y"]
+        except ValueError as error:
+            raise ValueError(f"{file.name}: x and y must be plain numbers: {error}") from None
