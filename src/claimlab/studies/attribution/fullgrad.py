@@ -18,6 +18,9 @@ from claimlab.studies.attribution import _fullgrad_figures as drawn
 from claimlab.studies.attribution import _fullgrad_method as method
 from claimlab.studies.attribution._fullgrad_data import Data, build, load, own_images, own_network, plan
 from claimlab.studies.attribution._fullgrad_method import RIVALS, TERMS, predicted, saliency, shares
+from claimlab.studies.attribution._fullgrad_method import full_gradient as full_gradient  # shown in the notebook
+from claimlab.studies.attribution._fullgrad_method import picture as picture
+from claimlab.studies.attribution._fullgrad_method import psi as psi
 from claimlab.study import Control, Paper
 from claimlab.training import Run, Supervised, Tick
 
