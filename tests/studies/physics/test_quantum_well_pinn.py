@@ -106,6 +106,21 @@ def test_the_energy_that_zeroes_the_gradient_is_the_closed_form():
     assert beside == pytest.approx(2 * float((psi**2).mean()) / task.scale**2, rel=1e-9)
 
 
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_little_of_a_level_grows_only_inside_the_trap_radius(level):
+    """Near psi = 0 the loss is w + m [(E_n - E)^2 / s^2 - 2 w] for a piece of level n of squared size m (all of them sums)."""
+    task = method.Finite(STUDY.make())
+    _, levels, states = task.exact
+    h, w, energy, m = 1 / (len(states[0]) + 1), 10.0, 60.0, 1e-6
+    psi = math.sqrt(m) * torch.from_numpy(np.array([0, *states[level], 0]))
+    psi_xx = (psi[2:] - 2 * psi[1:-1] + psi[:-2]) / h**2
+    r = method.residual(psi[1:-1], psi_xx, torch.from_numpy(task.potential(task.exact[0], h)), energy)
+    loss = float((r / task.scale).square().sum() * h + w * (method.integral(psi**2) - 1) ** 2)
+    expected = (levels[level] - energy) ** 2 / task.scale**2 - 2 * w
+    assert (loss - w) / m == pytest.approx(expected, abs=1e-3)
+    assert (expected < 0) == (abs(levels[level] - energy) < task.scale * math.sqrt(2 * w))
+
+
 def test_the_walls_are_exact_zeros_whatever_the_network():
     ends = torch.tensor([0.0, 1.0])
     net = method.Finite(STUDY.make()).init()

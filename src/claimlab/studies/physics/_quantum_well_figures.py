@@ -10,14 +10,12 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from claimlab.figures import BLUE, INK, arm_colours, style
 from claimlab.studies.physics._quantum_well_potentials import Potential, solve
 
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#999999", "#444444"
-SHADE = "rgba(128,128,128,0.18)"
-COLOUR = {"finite": BLUE, "far_start": ORANGE, "no_norm": ORANGE, "rayleigh": GREEN, "soft_boundary": GREEN,
-          "finite_difference": GREY}  # fmt: skip
+SHADE = "rgba(128,128,128,0.2)"
 WORDS = {"infinite": "infinite well", "finite": "finite well", "barrier": "barrier", "own": "your potential"}
-ENERGY = "energy E (ħ² / 2mL²)"
+ENERGY = "energy E (ħ²/2mL²)"
 
 
 def figures(lab) -> dict[str, go.Figure]:
@@ -56,12 +54,6 @@ def curves(lab, arm: str, metric: str) -> pd.DataFrame:
 # ---- parts of a figure
 
 
-def _frame(fig: go.Figure, title: str, *, height: int = 400) -> go.Figure:
-    legend = {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0}
-    return fig.update_layout(title={"text": title, "font": {"size": 15}}, template="plotly_white", height=height, legend=legend,
-                             margin={"t": 90, "b": 90, "l": 70, "r": 30})  # fmt: skip
-
-
 def _lines(fig, x, each, colour, name, *, row=1, col=1, dash=None, legend=True) -> None:
     """A thin line for each row of `each` [S, N] and a thick one for their mean."""
     for one in each:
@@ -69,6 +61,12 @@ def _lines(fig, x, each, colour, name, *, row=1, col=1, dash=None, legend=True) 
                         showlegend=False, hoverinfo="skip", row=row, col=col)  # fmt: skip
     fig.add_scatter(x=x, y=np.mean(each, 0), mode="lines", line={"color": colour, "width": 2.5, "dash": dash}, name=name,
                     legendgroup=name, showlegend=legend, row=row, col=col)  # fmt: skip
+
+
+def _panels(fig: go.Figure, title: str) -> go.Figure:
+    """The common look, with room for the headings of the panels."""
+    style(fig, title)
+    return fig.update_layout(margin_t=fig.layout.margin.t + 26)
 
 
 def _shade(fig, x, v, top: float, *, row=1, col=1, legend=False) -> None:
@@ -110,19 +108,19 @@ def wavefunctions(lab) -> go.Figure:
         _lines(fig, x[thin], [psi[thin] for psi in each], BLUE, f"network, {len(each)} seeds", col=k, legend=k == 1)
         fig.add_scatter(x=x[thin], y=states[0][thin], mode="lines", line={"color": INK, "dash": "dot", "width": 2},
                         name="exact ground state", showlegend=k == 1, row=1, col=k)  # fmt: skip
-    fig.update_xaxes(title="x (box lengths)").update_yaxes(title="psi (box length^-1/2)", col=1)
+    fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="ψ (L<sup>-1/2</sup>)", col=1)
     close = sum(w < 0.05 for w in worst.values())
-    return _frame(fig, f"In {close} of {len(arms)} potentials every seed lies within 5 % of the exact psi")
+    return _panels(fig, f"In {close} of {len(arms)} potentials every seed lies within 5 % of the exact ψ")
 
 
 def energies(lab) -> go.Figure:
     """The energy parameter along the run, for the near and the far start, with the three lowest exact levels."""
-    fig = go.Figure()
+    fig, colour = go.Figure(), arm_colours(lab)
     arms = [arm for arm in ("finite", "far_start") if arm in lab.arms]
     for arm in arms:
         table = curves(lab, arm, "energy")
         one = make_subplots(1, 1)
-        _lines(one, table.index, table.to_numpy().T, COLOUR[arm], f"starts at {table.iloc[0].mean():.3g}")
+        _lines(one, table.index, table.to_numpy().T, colour[arm], f"starts at {table.iloc[0].mean():.3g}")
         fig.add_traces(one.data)
     if not arms:
         return fig
@@ -130,22 +128,23 @@ def energies(lab) -> go.Figure:
     for k, level in enumerate(levels, 1):
         fig.add_scatter(x=steps, y=[level, level], mode="lines+text", line={"color": INK, "dash": "dot", "width": 1},
                         text=["", f"E{k} = {level:.3g}"], textposition="top left", showlegend=False)  # fmt: skip
-    fig.update_xaxes(title="optimiser step").update_yaxes(title=ENERGY)
-    return _frame(fig, "; ".join(_ended(lab, arm) for arm in arms))
+    fig.update_yaxes(range=[0, 1.1 * max(levels[-1], table.to_numpy().max())])
+    told = "; ".join(_ended(lab, arm) for arm in arms)
+    return style(fig, told[0].upper() + told[1:], x="optimiser step", y=ENERGY)
 
 
 def _ended(lab, arm: str) -> str:
-    """Such as `From 5, all 5 seeds end at E1`."""
+    """Such as `from 5, all 5 seeds end at E1`."""
     ends = fates(lab, arm)
     start = curves(lab, arm, "energy").iloc[0].mean()
     told = [f"{'all ' if n == len(ends) else ''}{n} seeds end at {end}" for end, n in pd.Series(ends).value_counts().items()]
-    return f"From {start:.3g}, {' and '.join(told)}".replace("at elsewhere", "elsewhere").replace("psi", "ψ")
+    return f"from {start:.3g}, {' and '.join(told)}".replace("at elsewhere", "elsewhere").replace("psi", "ψ")
 
 
 def normalisation(lab) -> go.Figure:
     """Left: the two terms of the loss of the finite well. Right: int psi^2 with and without the term."""
     fig = make_subplots(1, 2, subplot_titles=("the loss of the finite well, term by term", "∫ψ² dx along the run"))
-    arms = [arm for arm in ("finite", "no_norm", "soft_boundary") if arm in lab.arms]
+    arms, colour = [arm for arm in ("finite", "no_norm", "soft_boundary") if arm in lab.arms], arm_colours(lab)
     if not {"finite", "no_norm"} <= set(arms):
         return go.Figure()
     for metric, dash, name in (("loss_pde", None, "residual term"), ("loss_norm", "dot", "normalisation term")):
@@ -153,11 +152,11 @@ def normalisation(lab) -> go.Figure:
         _lines(fig, table.index, table.to_numpy().T, BLUE, name, dash=dash)
     for arm in arms:
         table = curves(lab, arm, "mass")
-        _lines(fig, table.index, table.to_numpy().T, COLOUR[arm], arm.replace("_", " "), col=2)
-    fig.update_yaxes(type="log", exponentformat="power").update_xaxes(title="optimiser step")
+        _lines(fig, table.index, table.to_numpy().T, colour[arm], arm.replace("_", " "), col=2)
+    fig.update_yaxes(type="log", exponentformat="power", dtick=2).update_xaxes(title="optimiser step")
     fig.update_yaxes(title="loss term (1)", col=1).update_yaxes(title="∫ψ² dx (1)", col=2)
     kept, free = (_number(last(lab, arm)["mass"].median()) for arm in ("finite", "no_norm"))
-    return _frame(fig, f"With the normalisation term ∫ψ² ends at {kept}, without it at {free}")
+    return _panels(fig, f"With the normalisation term ∫ψ² ends at {kept}, without it at {free}")
 
 
 def residuals(lab) -> go.Figure:
@@ -176,13 +175,13 @@ def residuals(lab) -> go.Figure:
         _lines(fig, GRID, drawn[arm], BLUE, f"network, {len(drawn[arm])} seeds", col=k, legend=k == 1)
         for jump in _jumps(lab.arms[arm].task.potential):
             fig.add_vline(jump, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=k)
-    fig.update_xaxes(title="x (box lengths)").update_yaxes(title="residual r (ħ² / 2mL² × psi)", col=1)
-    return _frame(fig, "Share of the squared residual within 0.03 of a jump of V: " + (", ".join(shares) or "V has no jump"))
+    fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="residual r (ψ × ħ²/2mL²)", col=1)
+    return _panels(fig, "Share of the squared residual within 0.03 of a jump of V: " + (", ".join(shares) or "V has no jump"))
 
 
 def cost(lab) -> go.Figure:
     """Relative error of the energy against seconds of computing, all seeds together; finite differences by number of points."""
-    fig, told = go.Figure(), []
+    fig, told, colour = go.Figure(), [], arm_colours(lab)
     spent = lab.budgets.set_index("arm")["seconds"] if len(lab.budgets) else {}
     for arm, name in (("finite", "PINN"), ("rayleigh", "Rayleigh network"), ("finite_difference", "finite differences")):
         if arm not in lab.arms:
@@ -193,11 +192,11 @@ def cost(lab) -> go.Figure:
         seconds = curves(lab, arm, "seconds").mean(axis=1) if classical else error.index / error.index[-1] * spent[arm]
         labels = [f"{n} points" for n in error.index] if classical else None
         fig.add_scatter(x=seconds, y=error, mode="lines+markers+text" if classical else "lines+markers", name=name, text=labels,
-                        textposition="middle right", line={"color": COLOUR[arm]})  # fmt: skip
+                        textposition="middle right", line={"color": colour[arm]})  # fmt: skip
         told.append(f"{name} {_percent(error.iloc[-1])} in {_duration(np.asarray(seconds)[-1])}")
-    fig.update_xaxes(type="log", title="wall-clock time (s), all seeds together", exponentformat="power")
-    fig.update_yaxes(type="log", title="relative error of E (1)", exponentformat="power")
-    return _frame(fig, "Error of the energy: " + "; ".join(told))
+    fig.update_xaxes(type="log", title="wall-clock time (s), all seeds together", exponentformat="power", dtick=1)
+    fig.update_yaxes(type="log", title="relative error of E (1)", exponentformat="power", dtick=1)
+    return style(fig, "Error of the energy: " + "; ".join(told))
 
 
 def _duration(seconds: float) -> str:
@@ -214,13 +213,14 @@ def residual_of(net, potential: Potential) -> np.ndarray:
     x = torch.from_numpy(GRID).to(next(net.parameters()))
     with torch.no_grad():
         psi, _, psi_xx = (part.double().cpu().numpy() for part in net.jet(x))
-    return -psi_xx + (potential(GRID) - energy_of(net)) * psi
+    sign = 1 if psi.sum() >= 0 else -1  # that of psi is free
+    return sign * (-psi_xx + (potential(GRID) - energy_of(net)) * psi)
 
 
 def energy_of(net) -> float:
     """The energy that a member reports: its parameter, or the Rayleigh quotient of its psi."""
     if net.energy is not None:
-        return float(net.energy)
+        return net.energy.item()
     x = torch.from_numpy(GRID).to(next(net.parameters()))
     with torch.no_grad():
         psi, psi_x, _ = (part.double().cpu().numpy() for part in net.jet(x))
@@ -251,8 +251,8 @@ def wave_view(net, params) -> go.Figure:
         line = {"color": colour, "dash": dash}
         fig.add_scatter(x=[0, 1], y=[level, level], mode="lines", line={**line, "width": 1}, showlegend=False)
         fig.add_scatter(x=x, y=level + size * y, mode="lines", line=line, name=name)
-    fig.update_xaxes(title="x (box lengths)").update_yaxes(title=f"{ENERGY}; psi drawn on its level")
-    return _frame(fig, f"E = {energy:.4g}, {abs(energy / levels[0] - 1):.1%} from the ground state")
+    fig.update_xaxes(title="x (box lengths L)").update_yaxes(title=f"{ENERGY}; ψ on its level")
+    return style(fig, f"E = {energy:.4g}, {abs(energy / levels[0] - 1):.1%} from the ground state")
 
 
 def residual_view(net, params) -> go.Figure:
@@ -261,5 +261,5 @@ def residual_view(net, params) -> go.Figure:
     fig = go.Figure(go.Scatter(x=GRID, y=r, mode="lines", line={"color": BLUE}, name="residual"))
     for jump in _jumps(net.potential):
         fig.add_vline(jump, line={"color": INK, "dash": "dot", "width": 1})
-    fig.update_xaxes(title="x (box lengths)").update_yaxes(title="residual r (ħ² / 2mL² × psi)")
-    return _frame(fig, f"Residual of root mean square {math.sqrt((r**2).mean()):.2g}")
+    fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="residual r (ψ × ħ²/2mL²)")
+    return style(fig, f"Residual of root mean square {math.sqrt((r**2).mean()):.2g}")
