@@ -151,7 +151,8 @@ def test_failures_stand_first_with_their_reason(study, in_process, own_studies, 
     found.path.with_suffix(".ipynb").write_text(cells.template(found), encoding="utf-8")
     page = report.report(["light", "broken", "breaks"], out=tmp_path / "out").read_text(encoding="utf-8")
     failed = page.index("What did not finish")
-    assert failed < page.index("broken.py does not declare") < page.index("<h2>Verdicts") and failed < page.index("no data &lt;here&gt;")
+    assert failed < page.index("broken.py does not declare") < page.index("<h2>Verdicts")
+    assert failed < page.index("no data &lt;here&gt;") < page.index("<h2>Verdicts")
     assert {row["study"] for row in lines(tmp_path / "out" / "verdicts.csv")} == {"light"}
     assert [study for study, _ in in_process] == ["light", "light", "breaks"]
 

@@ -138,12 +138,15 @@ def test_a_failing_cell_keeps_the_notebook_and_says_where(study):
 
 
 def test_a_dead_kernel_is_a_failed_run_although_papermill_says_completed(study):
-    write_notebook(study, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')")
+    write_notebook(
+        study, "import os, signal\nos.write(2, b'a last word')\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')"
+    )
     outcome = runner.run("toy-blobs", VALUES)
     assert outcome.status == "failed" and "cell 4 (The middle): the kernel died" in outcome.reason
     states = [c.metadata.papermill.status for c in nbformat.read(outcome.notebook, 4).cells]
     assert states == ["completed", "completed", "completed", "failed", "pending"]
     assert "the kernel died" in outcome.report.read_text(encoding="utf-8")
+    assert "a last word" in (outcome.notebook.parent / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

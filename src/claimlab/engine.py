@@ -45,7 +45,8 @@ class LedgerEngine(NBClientEngine):
             nb_man, kernel_name="python3", kernel_manager_class=OwnInterpreter, startup_timeout=start_timeout, timeout=None,
             log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file,
         )  # fmt: skip
-        return job.client.execute(env=kernel_environment(job), cwd=str(job.study.notebook.parent))
+        streams = {"stdout": stdout_file, "stderr": stderr_file}  # what libraries print past Python belongs into the log too
+        return job.client.execute(env=kernel_environment(job), cwd=str(job.study.notebook.parent), **streams)
 
 
 def _listen(nb_man, job) -> None:

@@ -71,7 +71,8 @@ def page(notebook, target: Path, facts: dict[str, Any], *, plotly: str = PLOTLY,
     node = nbformat.read(notebook, 4) if isinstance(notebook, str | Path) else notebook
     node.cells = list(_mark(node.cells))
     source = _plotly_source().read_text(encoding="utf-8") if single_file else ""
-    shown = {**facts, "plotly": plotly, "plotly_source": source, "style": style(), "dark": _dark()}
+    heading = any(c.metadata.get("claimlab") == "heading" for c in node.cells)
+    shown = {**facts, "heading": heading, "plotly": plotly, "plotly_source": source, "style": style()}
     text, _ = _exporter().from_notebook_node(node, resources={"claimlab": shown})
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
@@ -139,16 +140,6 @@ def _plotly_source() -> Path:
     import plotly
 
     return Path(plotly.__file__).parent / "package_data" / PLOTLY
-
-
-@lru_cache
-def _dark() -> str:
-    """The template that figures wear on a dark screen, as JSON that is safe inside a script element."""
-    import plotly.io
-
-    with_own: Iterable[str] = plotly.io.templates
-    name = next((n for n in ("claimlab_dark", "claimlab-dark") if n in with_own), "plotly_dark")
-    return plotly.io.to_json(plotly.io.templates[name], remove_uids=False).replace("<", "\\u003c")
 
 
 @lru_cache
