@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_figures_are_kept_as_data(ledger, study, home):
     kept = {a["kind"]: a["path"] for a in ledger.artifacts(run)}
     import plotly.io
 
-    figure = plotly.io.from_json(open(kept["figure:accuracy"]).read())
+    figure = plotly.io.from_json(Path(kept["figure:accuracy"]).read_text())
     assert len(figure.data[0].x) > 0
 
 

@@ -1,11 +1,16 @@
 """The report: what stands in the index and on the pages, which runs are reused, and what comes first when something failed."""
 
 import csv
+import os
 import re
+import signal
+import threading
+import time
 
+import nbformat
 import pytest
 
-from claimlab import cells, report, runner
+from claimlab import cells, job, report, runner
 from claimlab.ledger import Ledger
 from claimlab.study import StudyError, find
 
@@ -155,6 +160,29 @@ def test_failures_stand_first_with_their_reason(study, in_process, own_studies, 
     assert failed < page.index("no data &lt;here&gt;") < page.index("<h2>Verdicts")
     assert {row["study"] for row in lines(tmp_path / "out" / "verdicts.csv")} == {"light"}
     assert [study for study, _ in in_process] == ["light", "light", "breaks"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupt_ends_the_report_with_what_there_is(study, own_studies, tmp_path, jobs):
+    for name in ("light", "late"):
+        (own_studies / "blobs" / f"{name}.py").write_text(LIGHT, encoding="utf-8")
+        sources = [c.source for c in nbformat.read(study.notebook, 4).cells if c.metadata.get("claimlab") == "parameters"]
+        slow = nbformat.v4.new_code_cell("import time\ntime.sleep(60)")
+        head = nbformat.v4.new_code_cell(sources[0], metadata={"tags": ["parameters"]})
+        (own_studies / "blobs" / f"{name}.ipynb").write_text(cells.dumps([head, slow]), encoding="utf-8")
+
+    def strike():
+        while sum(1 for one in job.ACTIVE if one.cell) < jobs:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=strike, daemon=True).start()
+    page = report.report(["light", "late"], out=tmp_path / "out", jobs=jobs).read_text(encoding="utf-8")
+    ledger = Ledger()
+    assert [row["status"] for row in ledger.runs()] == ["stopped"] * jobs
+    ledger.close()
+    assert page.count('class="box stopped"') == 2 and page.count("was interrupted before it ran") == 2 - jobs
 
 
 def test_an_unknown_study_is_refused_before_anything_starts(study, in_process, tmp_path):

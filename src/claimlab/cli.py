@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     runs_parser = add("runs", runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
     runs_parser.add_argument("what", nargs="*", metavar="show ID")
     runs_parser.add_argument("--study")
-    _add_steer(add("steer", steer, "change a running run: `claimlab steer ID set lr=1e-3` or `claimlab steer ID stop`", reads=True))
+    _add_steer(
+        add("steer", steer, "change a running run: `claimlab steer ID set lr=1e-3` or `claimlab steer ID stop`", reads=True)
+    )
     return top
 
 
@@ -119,7 +121,11 @@ def list_studies(options) -> int:
 def show(options) -> int:
     one = studies.find(options.study)
     if options.json:
-        print(json.dumps({**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)}, indent=1))
+        print(
+            json.dumps(
+                {**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)}, indent=1
+            )
+        )
         return 0
     print(f"{one.paper.question}\n\n{one.paper.title} ({one.paper.authors}, {one.paper.year})\n\nClaims")
     for claim in one.claims:
@@ -141,7 +147,12 @@ def runs(options) -> int:
     book.reap()
     if options.what:
         one = book.run(options.what[1])
-        facts = {**one, "verdicts": book.verdicts(one["id"]), "artifacts": book.artifacts(one["id"]), "events": book.events(one["id"])}
+        facts = {
+            **one,
+            "verdicts": book.verdicts(one["id"]),
+            "artifacts": book.artifacts(one["id"]),
+            "events": book.events(one["id"]),
+        }
         print(json.dumps(facts, indent=1) if options.json else _described(facts))
         return 0
     found = book.runs(study=options.study)

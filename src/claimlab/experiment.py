@@ -125,7 +125,9 @@ class Experiment:
         """Every claim judged on the table; a steered experiment is shown and never judged."""
         if self.steered:
             reason = "the run was steered; steered runs are shown and never judged"
-            return [claims.Verdict(c.id, "undecided", None, None, None, 0, f"Undecided: {reason}.", reason) for c in self.study.claims]
+            return [
+                claims.Verdict(c.id, "undecided", None, None, None, 0, f"Undecided: {reason}.", reason) for c in self.study.claims
+            ]
         return [claims.judge(claim, self.table) for claim in self.study.claims]
 
     def figures(self) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def template() -> go.layout.Template:
     return go.layout.Template(layout={
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": [BLUE, *OTHERS],
         "font": {"family": "Inter, Source Sans 3, system-ui, sans-serif", "size": 13, "color": INK},
-        "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
+        "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left",
+                  "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
         "xaxis": axis, "yaxis": axis, "margin": {"l": 64, "r": 24, "t": 64, "b": 84}, "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
     })  # fmt: skip
@@ -99,7 +100,9 @@ def curve(table: pd.DataFrame, metric: str, *, arms: Sequence[str] | None = None
     for arm in shown:
         _arm_curve(figure, rows[rows["arm"] == arm], (names or {}).get(arm, arm), palette.get(arm, OTHERS[0]))
     for name, value in (references or {}).items():
-        figure.add_hline(y=value, line={"dash": "dash", "color": INK, "width": 1}, annotation_text=name, annotation_font_color=INK)
+        figure.add_hline(
+            y=value, line={"dash": "dash", "color": INK, "width": 1}, annotation_text=name, annotation_font_color=INK
+        )
     if log_y:
         figure.update_yaxes(type="log", exponentformat="power")
     figure.update_layout(uirevision=metric)
@@ -139,12 +142,14 @@ def paired(verdict: Verdict | Mapping[str, Any], claim: Claim) -> go.Figure:
                            "line": {"width": 2}}, hovertemplate=f"seed {seed}: {value:+.4g}<extra></extra>", showlegend=False)  # fmt: skip
     if facts["effect"] is not None:
         low, high = (facts[k] if facts[k] is not None else facts["effect"] for k in ("low", "high"))
-        figure.add_scatter(x=[low, high], y=[0, 0], mode="lines", line={"color": colour, "width": 4}, showlegend=False, hoverinfo="skip")
+        figure.add_scatter(
+            x=[low, high], y=[0, 0], mode="lines", line={"color": colour, "width": 4}, showlegend=False, hoverinfo="skip"
+        )
         figure.add_scatter(x=[facts["effect"]], y=[0], mode="markers", marker={"color": colour, "size": 13}, showlegend=False,
                            hovertemplate="%{x:+.4g}<extra></extra>")  # fmt: skip
     side = "right" if claim.better == "higher" else "left"
-    figure.add_vline(x=claim.threshold, line={"color": INK, "dash": "dash", "width": 1.5},
-                     annotation_text=f"margin {claim.threshold:+g}", annotation_position=f"top {side}", annotation_font_color=INK)  # fmt: skip
+    mark = {"annotation_text": f"margin {claim.threshold:+g}", "annotation_position": f"top {side}", "annotation_font_color": INK}
+    figure.add_vline(x=claim.threshold, line={"color": INK, "dash": "dash", "width": 1.5}, **mark)
     if claim.kind == "paired":
         figure.add_vline(x=0, line={"color": INK, "width": 1})
     what = f"{claim.metric}: {claim.arm}" + (f" − {claim.baseline}" if claim.baseline else "")
@@ -178,21 +183,30 @@ def images(arrays: Sequence[np.ndarray], titles: Sequence[str], *, title: str, c
            outlines: Sequence[np.ndarray | None] | None = None, symmetric: bool = False) -> go.Figure:  # fmt: skip
     """A grid of images [H, W], each with its title; `outlines` draws the border of a mask; `symmetric` centres the colours on 0."""
     rows = -(-len(arrays) // columns)
-    figure = make_subplots(rows, columns, subplot_titles=list(titles), horizontal_spacing=0.02, vertical_spacing=min(0.12, 0.3 / rows))
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(titles), horizontal_spacing=0.02, vertical_spacing=min(0.12, 0.3 / rows)
+    )
     for k, array in enumerate(arrays):
         row, column = k // columns + 1, k % columns + 1
         peak = float(np.nanmax(np.abs(array))) or 1.0
         limits = {"zmin": -peak, "zmax": peak} if symmetric else {}
-        figure.add_heatmap(z=np.asarray(array)[::-1], colorscale=scale, showscale=False, row=row, col=column, hoverinfo="z", **limits)
+        figure.add_heatmap(
+            z=np.asarray(array)[::-1], colorscale=scale, showscale=False, row=row, col=column, hoverinfo="z", **limits
+        )
         if outlines is not None and outlines[k] is not None:
-            figure.add_contour(z=np.asarray(outlines[k], dtype=float)[::-1], contours={"start": 0.5, "end": 0.5, "coloring": "none"},
-                               line={"color": OTHERS[0], "width": 1.5}, showscale=False, showlegend=False, hoverinfo="skip", row=row, col=column)  # fmt: skip
+            figure.add_trace(_border(outlines[k]), row=row, col=column)
     height, width = np.asarray(arrays[0]).shape[:2]
     style(figure, title, height=int(110 + rows * (34 + 150 * height / width)))
     figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False)
     for k in range(len(arrays)):
         figure.update_yaxes(scaleanchor=f"x{k + 1}" if k else "x", row=k // columns + 1, col=k % columns + 1)
     return figure.update_annotations(font_size=11)
+
+
+def _border(mask: np.ndarray) -> go.Contour:
+    """The outline of a mask [H, W], drawn as the image is: first row on top."""
+    return go.Contour(z=np.asarray(mask, dtype=float)[::-1], contours={"start": 0.5, "end": 0.5, "coloring": "none"},
+                      line={"color": OTHERS[0], "width": 1.5}, showscale=False, showlegend=False, hoverinfo="skip")  # fmt: skip
 
 
 def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str, x: str, y: str, unit: str = "",
@@ -209,7 +223,6 @@ def overlay(image: np.ndarray, saliency: np.ndarray, outline: np.ndarray | None 
     figure = go.Figure(go.Heatmap(z=np.asarray(image)[::-1], colorscale="Greys_r", showscale=False, hoverinfo="skip"))
     figure.add_heatmap(z=np.asarray(saliency)[::-1], colorscale="Viridis", opacity=0.55, colorbar_title="saliency")
     if outline is not None:
-        figure.add_contour(z=np.asarray(outline, dtype=float)[::-1], contours={"start": 0.5, "end": 0.5, "coloring": "none"},
-                           line={"color": OTHERS[0], "width": 2}, showscale=False, showlegend=False, hoverinfo="skip")  # fmt: skip
+        figure.add_trace(_border(outline))
     style(figure, title, height=460).update_xaxes(visible=False, constrain="domain")
     return figure.update_yaxes(visible=False, scaleanchor="x")

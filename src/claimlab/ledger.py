@@ -12,19 +12,16 @@ import math
 import os
 import re
 import secrets
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, event, func, select, update
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import func, select, update
 
 from claimlab import schema
+from claimlab.database import Database, LedgerError, home
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,68 +33,14 @@ COLUMNS = ["arm", "seed", "step", "metric", "value"]
 CALLS, SECONDS = 50, 0.2
 
 
-class LedgerError(RuntimeError):
-    """The ledger cannot be read or written; the message says why and what to do."""
-
-
-def home() -> Path:
-    """The folder of runs: CLAIMLAB_HOME, else `runs` in the working folder."""
-    return Path(os.environ.get("CLAIMLAB_HOME") or "runs").absolute()
-
-
-class Ledger:
-    """One connection to the ledger at `url` (a SQLAlchemy URL; default: CLAIMLAB_LEDGER, else SQLite under `home()`).
-
-    Tables are made or brought forward on opening. A file that is no database is moved aside, never overwritten; a newer
-    schema is refused with LedgerError.
-    """
+class Ledger(Database):
+    """Runs, points, events, commands, verdicts and artefacts in one database; see `Database` for how it is opened."""
 
     def __init__(self, url: str | None = None):
-        self.url = url or os.environ.get("CLAIMLAB_LEDGER") or f"sqlite:///{home() / 'ledger.db'}"
-        self.path = Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:///") else None
-        self._lock = threading.RLock()
+        super().__init__(url)
         self._points: list[dict[str, Any]] = []
         self._calls, self._flushed = 0, time.monotonic()
         self._seen: dict[str, int] = {}
-        self._open()
-
-    def _open(self) -> None:
-        if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise LedgerError(f"the folder of runs {self.path.parent} cannot be made: {error.strerror}") from error
-        try:
-            self._connect()
-        except schema.NewerSchema as error:
-            raise LedgerError(f"the ledger {self._name} cannot be used: {error}; update claimlab or choose another home") from None
-        except (DatabaseError, OperationalError) as error:
-            if self.path is None or "not a database" not in str(error) and "malformed" not in str(error):
-                raise LedgerError(f"the ledger {self._name} cannot be opened: {_plain(error)}") from error
-            self._move_aside()
-            self._connect()
-
-    @property
-    def _name(self) -> str:
-        return str(self.path or re.sub(r"://.*@", "://...@", self.url))
-
-    def _connect(self) -> None:
-        if self.path is None:
-            self._engine = create_engine(self.url)
-        else:
-            self._engine = create_engine(self.url, poolclass=NullPool, connect_args={"check_same_thread": False, "timeout": 30})
-            event.listen(self._engine, "connect", _pragmas)
-        self._connection = self._engine.connect()
-        with self._connection.begin():
-            schema.migrate(self._connection)
-
-    def _move_aside(self) -> None:
-        self._engine.dispose()
-        number = next(n for n in range(1, 10_000) if not self.path.with_name(f"{self.path.name}.corrupt-{n}").exists())
-        for suffix in ("", "-wal", "-shm"):
-            part = self.path.with_name(self.path.name + suffix)
-            if part.exists():
-                part.rename(self.path.with_name(f"{self.path.name}.corrupt-{number}{suffix}"))
 
     def close(self) -> None:
         """Write what is buffered and let go of the database."""
@@ -106,19 +49,6 @@ class Ledger:
                 self.flush()
                 self._connection.close()
                 self._engine.dispose()
-
-    @contextmanager
-    def _writing(self) -> Iterator[Any]:
-        with self._lock:
-            try:
-                with self._connection.begin():
-                    yield self._connection
-            except DBAPIError as error:
-                raise LedgerError(f"the ledger {self._name} cannot be written: {_plain(error)}") from error
-
-    def _rows(self, query) -> list[dict[str, Any]]:
-        with self._lock, self._connection.begin():
-            return [dict(row) for row in self._connection.execute(query).mappings().fetchall()]
 
     # ---- runs
 
@@ -207,7 +137,11 @@ class Ledger:
     def points_since(self, run: str, cursor: int = 0) -> tuple[list[tuple], int]:
         """Committed points after `cursor` as (id, arm, seed, step, metric, value), and the new cursor."""
         table = schema.metric
-        query = select(table.c.id, *(table.c[c] for c in COLUMNS)).where((table.c.run == run) & (table.c.id > cursor)).order_by(table.c.id)
+        query = (
+            select(table.c.id, *(table.c[c] for c in COLUMNS))
+            .where((table.c.run == run) & (table.c.id > cursor))
+            .order_by(table.c.id)
+        )
         rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
         return rows, rows[-1][0] if rows else cursor
 
@@ -259,16 +193,28 @@ class Ledger:
     def event(self, run: str, kind: str, step: int | None = None, arm: str | None = None, seed: int | None = None,
               payload: dict | None = None) -> None:  # fmt: skip
         """Record that something happened."""
-        row = {"run": run, "kind": kind, "step": step, "arm": arm, "seed": seed, "time": time.time(), "payload": json.dumps(payload or {})}
+        row = {
+            "run": run,
+            "kind": kind,
+            "step": step,
+            "arm": arm,
+            "seed": seed,
+            "time": time.time(),
+            "payload": json.dumps(payload or {}),
+        }
         with self._writing() as connection:
             connection.execute(schema.event.insert().values(**row))
 
     def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
         """Events of a run with an id above `after`, oldest first."""
         table = schema.event
-        return [_decoded(r) for r in self._rows(select(table).where((table.c.run == run) & (table.c.id > after)).order_by(table.c.id))]
+        return [
+            _decoded(r) for r in self._rows(select(table).where((table.c.run == run) & (table.c.id > after)).order_by(table.c.id))
+        ]
 
-    def command(self, run: str, verb: str, payload: dict, *, arm: str | None = None, seed: int | None = None, by: str = "") -> int:
+    def command(
+        self, run: str, verb: str, payload: dict, *, arm: str | None = None, seed: int | None = None, by: str = ""
+    ) -> int:
         """Queue a command for a run and return its number."""
         row = {"run": run, "verb": verb, "payload": json.dumps(payload), "arm": arm, "seed": seed, "by": by, "time": time.time()}
         self._seen.clear()  # data_version tells of other connections only
@@ -289,7 +235,9 @@ class Ledger:
         query = select(table).where((table.c.run == run) & table.c.answered.is_(None)).order_by(table.c.id)
         return [_decoded(row) for row in self._rows(query)]
 
-    def answer(self, command: int, ok: bool, *, step: int | None = None, old: Any = None, new: Any = None, reason: str = "") -> None:
+    def answer(
+        self, command: int, ok: bool, *, step: int | None = None, old: Any = None, new: Any = None, reason: str = ""
+    ) -> None:
         """Answer a command: applied at `step` with old and new value, or refused with the reason."""
         row = {"answered": time.time(), "ok": ok, "step": step, "old": json.dumps(old), "new": json.dumps(new), "reason": reason}
         with self._writing() as connection:
@@ -297,12 +245,18 @@ class Ledger:
 
     def commands(self, run: str) -> list[dict[str, Any]]:
         """All commands of a run with their answers, oldest first."""
-        return [_decoded(r) for r in self._rows(select(schema.command).where(schema.command.c.run == run).order_by(schema.command.c.id))]
+        return [
+            _decoded(r)
+            for r in self._rows(select(schema.command).where(schema.command.c.run == run).order_by(schema.command.c.id))
+        ]
 
     def record_verdicts(self, run: str, verdicts: list[dict[str, Any]], control: bool = False) -> None:
         """Replace the verdicts of a run (as `Verdict.as_dict` gives them), or those under its control."""
         table = schema.verdict
-        rows = [{"run": run, "claim": v["claim"], "verdict": v["verdict"], "control": control, "body": json.dumps(v)} for v in verdicts]
+        rows = [
+            {"run": run, "claim": v["claim"], "verdict": v["verdict"], "control": control, "body": json.dumps(v)}
+            for v in verdicts
+        ]
         with self._writing() as connection:
             connection.execute(table.delete().where((table.c.run == run) & (table.c.control == control)))
             if rows:
@@ -328,11 +282,6 @@ class Ledger:
         return {row["status"]: row["n"] for row in self._rows(query)}
 
 
-def _pragmas(connection, _record) -> None:
-    for name, value in (("journal_mode", "WAL"), ("synchronous", "NORMAL"), ("busy_timeout", 30_000), ("journal_size_limit", 1 << 24)):
-        connection.execute(f"PRAGMA {name} = {value}").fetchall()
-
-
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
     for name in ("params", "seeds", "versions", "payload", "old", "new"):
         if isinstance(row.get(name), str):
@@ -340,5 +289,4 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _plain(error: DBAPIError) -> str:
-    return str(error.orig if error.orig is not None else error).strip()
+__all__ = ["ALIVE", "ENDED", "STATUSES", "Ledger", "LedgerError", "home"]

@@ -151,5 +151,3 @@ class _Heart:
                 break
         ledger.heartbeat(self.run, self.lab.done, self.lab.total)
         ledger.close()
-
-
