@@ -1,0 +1,17 @@
+"""The front door: every study by the question it asks, with the verdicts of its claims; search and filters live in the URL."""
+
+import streamlit as st
+from panels import cards, search, store
+
+st.title("Does the paper's claim hold when you turn the knobs yourself?", anchor=False)
+with store.guarded():
+    found = store.studies()
+    standings = store.standings([s for s in found if not s.broken])
+    going = store.alive()
+
+filters = search.bar(found)
+st.markdown(cards.summary(found, standings, going))
+matching = search.matching(found, standings, filters)
+if not matching:
+    search.explain(found, standings, filters)
+cards.grid(matching, standings, going)

@@ -1,0 +1,108 @@
+"""One study: its question, knobs, running curves, verdicts, figures, past runs and source. ?study=SLUG&run=ID reopens a view."""
+
+import streamlit as st
+from panels import history, knobs, launch, live, source, store, verdicts
+from panels.wording import ago, humanised, plain
+
+from claimlab import params, study
+from claimlab.ledger import LedgerError
+
+slug = st.query_params.get("study", "")
+if not slug:
+    st.title("Choose a study")
+    for one in (s for s in store.studies() if not s.broken):
+        st.page_link(
+            "pages/study.py", label=plain(one.paper.question), icon=":material/experiment:", query_params={"study": one.slug}
+        )
+    st.stop()
+try:
+    chosen = study.find(slug)
+except study.StudyError as error:
+    st.error(plain(error), title="This study cannot be shown", icon=":material/link_off:")
+    st.page_link("pages/catalogue.py", label="Back to the catalogue", icon=":material/arrow_back:")
+    st.stop()
+
+run, trouble = None, ""
+with store.guarded():
+    standing = store.standings([chosen])[chosen.slug]
+    if wanted := st.query_params.get("run"):
+        try:
+            run = store.ledger().run(wanted)
+            if run["study"] != chosen.slug:
+                run, trouble = None, f"the run {wanted} belongs to another study, {run['study']}"
+        except LedgerError as error:
+            trouble = str(error)
+    else:
+        going = [row for row in store.alive() if row["study"] == chosen.slug]
+        run = going[0] if going else standing.run
+
+with st.sidebar:
+    request = knobs.form(chosen, run)
+    if request is not None:
+        try:
+            with store.guarded():
+                started = launch.start(chosen, request, store.ledger())
+        except params.KnobError as error:
+            st.error(plain(error), title="Nothing was started", icon=":material/tune:")
+        else:
+            st.query_params.from_dict({"study": chosen.slug, "run": started})
+            st.rerun()
+    past = [r for r in store.ledger().runs(study=chosen.slug, status="finished", limit=50)]
+    same = [r["ended"] - r["started"] for r in past if r["profile"] == st.session_state[f"{chosen.slug}-profile"] and r["ended"]]
+    if same:
+        st.caption(f"The last run at this profile took {live.span(same[0])} on this machine.")
+
+paper = chosen.paper
+st.title(plain(paper.question), anchor=False)
+st.markdown(
+    f"[{plain(paper.title)}]({paper.url}), {plain(paper.authors)}, {paper.year} · {paper.theme} · {humanised(chosen.family)}"
+)
+
+if trouble:
+    st.error(plain(trouble), title="This run cannot be shown", icon=":material/link_off:")
+if run:
+    live.panel(chosen, run)
+else:
+    st.info(
+        "Set the knobs in the panel at the left (on a phone it opens at the top left) and press Run. The curves of all arms "
+        "and seeds grow here, and the claims below are judged when the run has ended.",
+        title="No run yet",
+        icon=":material/play_arrow:",
+    )
+
+with store.guarded():
+    if run:
+        judged = {v["claim"]: v for v in store.ledger().verdicts(run["id"]) if not v["control"]}
+        control, _ = ({}, None) if run["control"] else store.under_control(chosen, run)
+        note = f"Run {run['id']}, started {ago(run['started'])}, {run['profile']} profile, n = {len(run['seeds'])} seeds."
+        if run["control"]:
+            note += " This is the negative control: where a claim is marked so, it must not come out supported here."
+    else:
+        judged, control = standing.verdicts, standing.control
+        note = "Reference results that come with the project." if standing.reference else "Nothing has been judged yet."
+verdicts.board(chosen, judged, control, note=note)
+
+names = ("Figures", "How it works", "Past runs", "Files", "What the scale hides")
+drawings, method, past_runs, files, scale = st.tabs(names, key=f"{chosen.slug}-tab", on_change="rerun")
+with store.guarded():
+    if drawings.open:
+        with drawings:
+            history.figures(run["id"]) if run else st.caption("Figures are drawn when a run has finished.")
+    if method.open:
+        with method:
+            st.markdown(plain(source.idea(chosen)))
+            for path in source.files(chosen):
+                with st.expander(f"Source of {path.name}", expanded=path == chosen.path):
+                    st.code(path.read_text(encoding="utf-8"), language="python", line_numbers=True, height=560)
+    if past_runs.open:
+        with past_runs:
+            picked = history.runs(chosen, run["id"] if run else None)
+            if picked and picked != (run or {}).get("id"):
+                st.query_params.from_dict({"study": chosen.slug, "run": picked})
+                st.rerun()
+    if files.open:
+        with files:
+            history.downloads(chosen, run)
+    if scale.open:
+        with scale:
+            st.markdown(plain(chosen.honesty) or "The study does not say.")

@@ -1,0 +1,86 @@
+"""Figures on a page: titles as text that wraps at any width, ink that suits the theme, curves thinned on the server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+from panels.wording import plain
+
+from claimlab import figures
+
+INK = {"light": "#3d4852", "dark": "#c3cbd3"}
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+POINTS = 6000  # of all lines of one chart together
+LEGEND_ROW, CHARACTER = 24, 7.5
+
+
+def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, alt: str = "") -> None:
+    """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off."""
+    text = title or " ".join((figure.layout.title.text or "").replace("<br>", " ").split())
+    if text:
+        st.markdown(f"**{plain(text)}**")
+    ink = INK.get(st.context.theme.type or "light", INK["light"])
+    figure.update_layout(title_text=None, font_color=ink, margin_t=34, template=figures.template())
+    figure.update_xaxes(title_font_color=ink, tickfont_color=ink)
+    figure.update_yaxes(title_font_color=ink, tickfont_color=ink)
+    if height is not None:
+        figure.update_layout(height=height)
+    st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None)
+
+
+def load(path: str) -> go.Figure | None:
+    """A figure that a run left as plotly's JSON; None if the file is gone or is no figure."""
+    try:
+        return go.Figure(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def curves(table: pd.DataFrame) -> list[str]:
+    """Metrics that were recorded at more than one step, in the order in which they came."""
+    if table.empty:
+        return []
+    counts = table.groupby("metric", sort=False)["step"].nunique()
+    return list(counts.index[counts > 1])
+
+
+def thinned(table: pd.DataFrame, metric: str, points: int = POINTS) -> pd.DataFrame:
+    """The rows of one metric at so few steps that all lines of the chart together have about `points` points.
+
+    All seeds of an arm keep the same steps, so that mean and interval stay those of all n; of each stretch the steps with
+    the lowest and the highest value stay, so that spikes do.
+    """
+    rows = table[table["metric"] == metric]
+    arms = [part for _, part in rows.groupby("arm", sort=False)]
+    lines = sum(part["seed"].nunique() + 3 for part in arms)
+    limit = max(40, points // max(1, lines))
+    return pd.concat([_at_fewer_steps(part, limit) for part in arms]) if arms else rows
+
+
+def _at_fewer_steps(part: pd.DataFrame, limit: int) -> pd.DataFrame:
+    wide = part.pivot_table(index="step", columns="seed", values="value", dropna=False)
+    if len(wide) <= limit:
+        return part
+    values = wide.to_numpy(dtype=float)
+    low = np.where(np.isfinite(values), values, np.inf).min(axis=1)
+    high = np.where(np.isfinite(values), values, -np.inf).max(axis=1)
+    keep = {0, len(wide) - 1}
+    for stretch in np.array_split(np.arange(len(wide)), limit // 2):
+        keep |= {stretch[low[stretch].argmin()], stretch[high[stretch].argmax()]}
+    return part[part["step"].isin(wide.index[sorted(keep)])]
+
+
+def legend_room(figure: go.Figure, width: int = 560) -> int:
+    """Height in pixels that the legend below a chart of this width takes."""
+    used, rows = 0.0, 1
+    for name in (t.name for t in figure.data if t.showlegend is not False and t.name):
+        need = 50 + CHARACTER * len(name)
+        if used + need > width:
+            rows, used = rows + 1, 0.0
+        used += need
+    return rows * LEGEND_ROW

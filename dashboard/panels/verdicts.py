@@ -1,0 +1,66 @@
+"""The claims of a study with what the data say of each: sentence, interval, negative control, and the picture of the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+from panels import charts
+from panels.wording import badge, humanised, measured, plain, setting
+
+from claimlab import figures
+from claimlab.claims import Claim, says_nothing
+from claimlab.study import Study
+
+
+def board(study: Study, judged: Mapping[str, dict[str, Any]], control: Mapping[str, str], *, note: str) -> None:
+    """One card a claim. `judged` holds verdicts by claim id, `control` the words of the same claims under the control."""
+    st.header("Verdicts", anchor="verdicts")
+    st.caption(note)
+    for claim in study.claims:
+        with st.container(border=True):
+            _card(study, claim, judged.get(claim.id), control.get(claim.id))
+
+
+def _card(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: str | None) -> None:
+    drawn = verdict is not None and bool(verdict.get("values"))
+    words, picture = st.columns([5, 6], vertical_alignment="center") if drawn else (st.container(), None)
+    with words:
+        shown = verdict["verdict"] if verdict else "not run yet"
+        st.markdown(f"{badge(shown)} **{plain(claim.text)}**")
+        if verdict:
+            st.markdown(f"{plain(humanised(claim.metric))}: **{plain(measured(verdict))}**")
+            if verdict.get("sentence"):
+                st.caption(plain(verdict["sentence"]))
+        _control(study, claim, verdict, control)
+        st.caption(plain(_rule(claim)))
+    if drawn:
+        with picture:
+            figure = figures.paired(verdict, claim)
+            charts.show(figure.update_layout(title_text=None), key=f"verdict-{claim.id}", height=190,
+                        alt=f"{shown}: {measured(verdict)}, margin {claim.threshold:g}")  # fmt: skip
+
+
+def _control(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: str | None) -> None:
+    """What the same claim says where the effect should vanish."""
+    if not study.control.set or claim.id not in study.control.vanishes:
+        return
+    settings = ", ".join(f"{k} = {setting(v)}" for k, v in study.control.set.items())
+    if control is None:
+        st.markdown(f"Negative control ({plain(settings)}): {badge('not run yet')}")
+        return
+    st.markdown(f"Negative control ({plain(settings)}): {badge(control)}")
+    if verdict and says_nothing(verdict["verdict"], control):
+        st.warning("Supported where the effect should vanish as well: this verdict says nothing about its cause.",
+                   icon=":material/warning:")  # fmt: skip
+
+
+def _rule(claim: Claim) -> str:
+    """What was set in advance."""
+    compared = f"{claim.arm} minus {claim.baseline}" if claim.baseline else claim.arm
+    side = "above" if claim.better == "higher" else "below"
+    rule = f"every case {'at least' if claim.better == 'higher' else 'at most'} {claim.margin:g}"
+    if claim.kind != "equality":
+        rule = f"{compared} {side} {claim.threshold:+g}"
+    return f"Set in advance: {rule}. Source: {claim.source or 'not given'}."
