@@ -9,6 +9,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
+from claimlab.figures import INK, style
 from claimlab.studies.attribution import _fullgrad_method as method
 
 # colours that most colour-blind readers can tell apart (Okabe and Ito); rivals that need no network are dotted
@@ -16,13 +17,12 @@ STYLE = {
     "fullgrad": ("#0072B2", "solid"), "bias_only": ("#56B4E9", "dash"), "explicit_bias_only": ("#56B4E9", "dot"),
     "input_gradient": ("#D55E00", "solid"), "grad_x_input": ("#D55E00", "dash"), "smoothgrad": ("#E69F00", "solid"),
     "integrated_gradients": ("#CC79A7", "solid"), "gradcam": ("#009E73", "solid"), "random": ("#888888", "dot"),
-    "edge": ("#222222", "dot"),
+    "edge": ("#7F5FA8", "longdashdot"),
 }  # fmt: skip
 WORDS = {name: name.replace("_", " ") for name in STYLE} | {
     "fullgrad": "FullGrad", "gradcam": "Grad-CAM", "smoothgrad": "SmoothGrad", "edge": "edges",
     "grad_x_input": "gradient x input",
 }  # fmt: skip
-WIDE = dict(template="plotly_white", margin=dict(l=70, r=20, t=70, b=60), height=460)
 
 
 def removal(table: pd.DataFrame, order: str) -> go.Figure:
@@ -39,9 +39,9 @@ def removal(table: pd.DataFrame, order: str) -> go.Figure:
     title = f"Without the {order} salient pixels: {WORDS[ranked[0]]} changes the output {order}"
     if "fullgrad" in ranked:
         title += f", FullGrad is number {ranked.index('fullgrad') + 1} of {len(ranked)}"
-    fig.update_layout(title=title, xaxis_title=f"{order} salient pixels removed [% of pixels]", yaxis_rangemode="tozero",
-                      yaxis_title="|f(x) - f(changed x)| / |f(x)|, mean over images", **WIDE)  # fmt: skip
-    return fig
+    fig.update_yaxes(rangemode="tozero")
+    return style(fig, title, height=520, x=f"{order} salient pixels removed [% of pixels]",
+                 y="change of f relative to f, mean of images")  # fmt: skip
 
 
 def grid(images: Tensor, rows: dict[str, Tensor], masks: Tensor | None, title: str) -> go.Figure:
@@ -63,8 +63,8 @@ def grid(images: Tensor, rows: dict[str, Tensor], masks: Tensor | None, title: s
     fig.update_yaxes(visible=False, autorange="reversed")
     for k in range(1, n * len(names) + 1):
         fig.update_yaxes(scaleanchor=f"x{k if k > 1 else ''}", selector=dict(anchor=f"x{k if k > 1 else ''}"))
-    fig.update_layout(title=title, showlegend=False, template="plotly_white", height=120 + 105 * n,
-                      margin=dict(l=10, r=10, t=110, b=10))
+    style(fig, title, height=130 + 100 * n)
+    fig.update_layout(showlegend=False, margin=dict(l=10, r=10, t=120, b=10))
     fig.update_annotations(font_size=11)
     return fig
 
@@ -76,7 +76,7 @@ def sources(net: nn.Module, images: Tensor) -> go.Figure:
     bars |= {f"{k + 1} {kind} bias": t.flatten(1).sum(1) for k, (kind, t) in enumerate(parts.terms)}
     fig = go.Figure()
     names = [f"image {i + 1}" for i in range(len(images))]
-    shades = {"input": "#D55E00", "conv": "#0072B2", "norm": "#56B4E9", "smooth": "#009E73", "linear": "#222222"}
+    shades = {"input": "#D55E00", "conv": "#0072B2", "norm": "#56B4E9", "smooth": "#009E73", "linear": INK}
     for name, value in bars.items():
         kind = name.split()[min(1, len(name.split()) - 1)]
         look = dict(color=shades[kind], line=dict(color="white", width=1))
@@ -84,9 +84,9 @@ def sources(net: nn.Module, images: Tensor) -> go.Figure:
     fig.add_scatter(x=names, y=parts.logit.cpu().tolist(), name="logit f", mode="markers",
                     marker=dict(symbol="diamond", size=13, color="#F0E442", line=dict(color="black", width=1.5)))  # fmt: skip
     share = ", ".join(f"{v:.0%}" for v in (bars["input"] / parts.logit).tolist())
-    fig.update_layout(barmode="relative", title=f"Where the output comes from: the input gives {share} of the logit",
-                      yaxis_title="part of the logit", xaxis_title="test image", **WIDE)  # fmt: skip
-    return fig
+    fig.update_layout(barmode="relative")
+    return style(fig, f"Where the output comes from: the input gives {share} of the logit", height=520, x="test image",
+                 y="part of the logit")  # fmt: skip
 
 
 def retraining(table: pd.DataFrame) -> go.Figure:
@@ -111,9 +111,8 @@ def retraining(table: pd.DataFrame) -> go.Figure:
     if {"fullgrad", "random"} <= set(means):
         title += f"; FullGrad {means['fullgrad'] - means['random']:+.3f} against random pixels"
     gone = "most salient pixels replaced by the training mean"
-    fig.update_layout(title=title, xaxis_title=f"{rows['share'].iloc[0]} % {gone}, by method" if one else f"{gone} [% of pixels]",
-                      yaxis_title="test accuracy of a new network", **WIDE)  # fmt: skip
-    return fig
+    x = f"{rows['share'].iloc[0]} % {gone}, by method" if one else f"{gone} [% of pixels]"
+    return style(fig, title, x=x, y="test accuracy of a new network")
 
 
 def diagonal(pairs: dict[str, tuple[Tensor, Tensor]]) -> go.Figure:
@@ -125,9 +124,8 @@ def diagonal(pairs: dict[str, tuple[Tensor, Tensor]]) -> go.Figure:
         dot = dict(color=STYLE[arm][0], size=6, opacity=0.7, symbol="circle" if arm == "fullgrad" else "x")
         fig.add_scatter(x=f.tolist(), y=total.tolist(), mode="markers", name=WORDS[arm], marker=dot)
     worst = [f"{WORDS[arm]} {float(((f - s).abs() / f.abs()).max()):.1e}" for arm, (f, s) in pairs.items()]
-    fig.update_layout(title="Sum of the parts, worst relative error: " + ", ".join(worst),
-                      xaxis_title="logit f of the predicted class", yaxis_title="sum of the parts", **WIDE)  # fmt: skip
-    return fig
+    return style(fig, "Sum of the parts, worst relative error: " + ", ".join(worst), x="logit f of the predicted class",
+                 y="sum of the parts")  # fmt: skip
 
 
 def assembly(net: nn.Module, image: Tensor, p) -> go.Figure:
