@@ -149,9 +149,7 @@ def _interrupts(how: _How):
 
     def obey(number, frame):
         how.over.set()
-        for one in list(job.ACTIVE):
-            with suppress(KeyboardInterrupt):  # raised where there is no kernel yet; the job knows all the same
-                one.stop()
+        _stop_all()
 
     before = {s: signal.signal(s, obey) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -159,6 +157,12 @@ def _interrupts(how: _How):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stop_all() -> None:
+    for one in list(job.ACTIVE):
+        with suppress(KeyboardInterrupt):  # raised where there is no kernel yet; the job knows all the same
+            one.stop()
 
 
 def _fill(entry: Entry, how: _How) -> None:
@@ -182,6 +186,8 @@ def _outcome(entry: Entry, how: _How, control: bool) -> tuple[runner.Outcome | N
     slug, kernel = entry.study.slug, how.kernels or not control
 
     def tell(done: int, total: int, text: str) -> None:
+        if how.over.is_set() and not all(one.stopping for one in job.ACTIVE):
+            _stop_all()  # an interrupt that came while this run was on its way
         if how.progress is not None:
             how.progress(done, total, f"{slug}{' (control)' if control else ''}: {text}")
 

@@ -141,8 +141,12 @@ def _sources(study: Study) -> str:
 def _bare(job: Job) -> tuple[str, str]:
     from claimlab import live
 
+    def heed(*_) -> None:
+        if job.stopping:
+            raise KeyboardInterrupt
+
     try:
-        live.execute(job.study, job.params, job.ledger, job.run)
+        live.execute(job.study, job.params, job.ledger, job.run, on_tick=heed)
     except (live.Stopped, KeyboardInterrupt) as error:
         return "stopped", str(error) or "interrupted"
     except Exception as error:
