@@ -95,7 +95,7 @@ def wavefunctions(lab) -> go.Figure:
     """psi of every member over the exact ground state, the potential behind."""
     arms = [arm for arm in WORDS if arm in lab.arms]
     worst = {arm: last(lab, arm)["psi_error"].max() for arm in arms}
-    heads = [f"{WORDS[arm]}: off by at most {_percent(worst[arm])}" for arm in arms]
+    heads = [f"{WORDS[arm]}: worst {_percent(worst[arm])}" for arm in arms]
     fig = make_subplots(1, max(1, len(arms)), shared_yaxes=True, subplot_titles=heads, horizontal_spacing=0.03)
     for k, arm in enumerate(arms, 1):
         run, task = lab.arms[arm], lab.arms[arm].task
@@ -110,7 +110,7 @@ def wavefunctions(lab) -> go.Figure:
                         name="exact ground state", showlegend=k == 1, row=1, col=k)  # fmt: skip
     fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="ψ (L<sup>-1/2</sup>)", col=1)
     close = sum(w < 0.05 for w in worst.values())
-    return _panels(fig, f"In {close} of {len(arms)} potentials every seed lies within 5 % of the exact ψ")
+    return _panels(fig, f"In {close} of {len(arms)} potentials every seed ends within 5 % of the exact ψ")
 
 
 def energies(lab) -> go.Figure:
@@ -143,7 +143,8 @@ def _ended(lab, arm: str) -> str:
 
 def normalisation(lab) -> go.Figure:
     """Left: the two terms of the loss of the finite well. Right: int psi^2 with and without the term."""
-    fig = make_subplots(1, 2, subplot_titles=("the loss of the finite well, term by term", "∫ψ² dx along the run"))
+    fig = make_subplots(1, 2, subplot_titles=("loss of the finite well, term by term", "∫ψ² dx along the run"),
+                        horizontal_spacing=0.14)  # fmt: skip
     arms, colour = [arm for arm in ("finite", "no_norm", "soft_boundary") if arm in lab.arms], arm_colours(lab)
     if not {"finite", "no_norm"} <= set(arms):
         return go.Figure()
