@@ -151,7 +151,10 @@ def _effects(claim: Claim, table: pd.DataFrame) -> tuple[dict[int, float], str]:
         rows = table[(table["arm"] == arm) & (table["metric"] == claim.metric)]
         if rows.empty:
             return {}, f"arm {arm} recorded no {claim.metric}"
-        last[arm] = rows.sort_values("step").groupby("seed")["value"].agg(lambda v: v.iloc[-1]).to_dict()
+        ends = rows.sort_values("step").groupby("seed").tail(1)
+        if early := sorted(ends.loc[ends["step"] < rows["step"].max(), "seed"]):
+            return {}, f"arm {arm} ended early at seed {', '.join(map(str, early))}"
+        last[arm] = ends.set_index("seed")["value"].to_dict()
     return _compare(claim, table, arms, last)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from claimlab import schema
@@ -50,6 +50,10 @@ class Database:
         except schema.NewerSchema as error:
             raise LedgerError(
                 f"the ledger {self._name} cannot be used: {error}; update claimlab or choose another home"
+            ) from None
+        except (ArgumentError, ImportError) as error:
+            raise LedgerError(
+                f"the ledger {self._name} cannot be opened: {type(error).__name__}; its URL is not usable here"
             ) from None
         except DatabaseError as error:
             if self.path is None or "not a database" not in str(error) and "malformed" not in str(error):

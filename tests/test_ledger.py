@@ -1,0 +1,259 @@
+"""The ledger: nothing acknowledged is lost, many processes write, damage and disagreement are reported and never overwritten."""
+
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from claimlab import schema
+from claimlab.ledger import Ledger, LedgerError
+
+
+@pytest.fixture
+def ledger(home):
+    opened = Ledger()
+    yield opened
+    opened.close()
+
+
+def fill(ledger, run, steps, arm="a"):
+    for step in range(steps):
+        ledger.log(run, [(arm, seed, step, "loss", seed + step / 7) for seed in range(2)])
+    ledger.flush()
+
+
+def test_points_come_back_as_they_were_nan_included(ledger):
+    run = ledger.start_run("s", {"alpha": 8.0})
+    ledger.log(run, [("a", 0, 1, "loss", 0.1), ("a", 1, 1, "loss", math.nan), ("b", 0, 2, "acc", math.inf)])
+    table = ledger.table(run)
+    assert table["value"][0] == 0.1 and table["value"][1:].isna().all()
+    assert table[["study", "arm", "seed", "step", "metric"]].values.tolist() == [
+        ["s", "a", 0, 1, "loss"], ["s", "a", 1, 1, "loss"], ["s", "b", 0, 2, "acc"],
+    ]  # fmt: skip
+
+
+def test_points_are_buffered_and_committed_within_fifty_calls(ledger, monkeypatch):
+    monkeypatch.setattr("claimlab.ledger.SECONDS", 1e9)
+    run, other = ledger.start_run("s", {}), Ledger(ledger.url)
+    for step in range(49):
+        ledger.log(run, [("a", 0, step, "loss", 0.0)])
+    assert other.points_since(run) == ([], 0)
+    ledger.log(run, [("a", 0, 49, "loss", 0.0)])
+    assert len(other.points_since(run)[0]) == 50
+    other.close()
+
+
+def test_a_cursor_sees_each_point_once(ledger):
+    run = ledger.start_run("s", {})
+    fill(ledger, run, 3)
+    first, cursor = ledger.points_since(run)
+    fill(ledger, run, 2)
+    second, end = ledger.points_since(run, cursor)
+    assert (len(first), len(second)) == (6, 4) and ledger.points_since(run, end) == ([], end)
+
+
+def test_a_closed_run_is_parquet_and_a_summary(ledger, home):
+    import pandas as pd
+
+    run = ledger.start_run("s", {})
+    fill(ledger, run, 20)
+    live = ledger.table(run)
+    ledger.finish(run)
+    pd.testing.assert_frame_equal(pd.read_parquet(home / run / "table.parquet"), live)
+    pd.testing.assert_frame_equal(ledger.table(run), live)
+    (line,) = ledger.summary(run)
+    assert (line["last"], line["low"], line["high"], line["n"]) == pytest.approx((0.5 + 19 / 7, 0.0, 1 + 19 / 7, 2))
+    assert (home / "ledger.db-wal").stat().st_size == 0
+
+
+def test_runs_are_listed_newest_first_with_their_facts(ledger):
+    ids = [ledger.start_run(name, {"k": i}, seeds=[0, 1], control=i == 2) for i, name in enumerate("aba")]
+    assert [r["id"] for r in ledger.runs()] == ids[::-1]
+    assert [r["params"] for r in ledger.runs(study="a")] == [{"k": 2}, {"k": 0}]
+    assert ledger.run(ids[2])["control"] and ledger.run(ids[0])["seeds"] == [0, 1]
+    ledger.set_status(ids[1], "failed", "it broke")
+    assert ledger.runs(status="failed")[0]["reason"] == "it broke" and ledger.run(ids[1])["ended"]
+    with pytest.raises(LedgerError, match="did you mean"):
+        ledger.run(ids[0][:-1])
+    with pytest.raises(ValueError, match="not one of"):
+        ledger.set_status(ids[0], "sleeping")
+
+
+def test_verdicts_events_artifacts_come_back(ledger):
+    run = ledger.start_run("s", {})
+    ledger.record_verdicts(run, [{"claim": "c", "verdict": "supported", "effect": 0.1}])
+    ledger.record_verdicts(run, [{"claim": "c", "verdict": "undecided", "effect": None}], control=True)
+    ledger.record_verdicts(run, [{"claim": "c", "verdict": "refuted", "effect": -0.1}])
+    assert sorted((v["verdict"], v["control"]) for v in ledger.verdicts(run)) == [("refuted", False), ("undecided", True)]
+    ledger.event(run, "set", step=3, arm="a", payload={"old": 1})
+    (event,) = ledger.events(run)
+    assert event["payload"] == {"old": 1} and ledger.events(run, after=event["id"]) == []
+    ledger.artifact(run, "report", "x.html")
+    assert [(a["kind"], a["path"]) for a in ledger.artifacts(run)] == [("report", "x.html")]
+
+
+@pytest.mark.parametrize(
+    "verb", ["set", "pause", "resume", "step", "checkpoint", "rollback", "fork", "reset", "freeze", "evaluate", "stop"]
+)
+def test_a_command_of_any_verb_is_seen_by_the_run_and_answered(ledger, verb):
+    run, driver = ledger.start_run("s", {}), Ledger(ledger.url)
+    assert ledger.pending(run) == []
+    number = driver.command(run, verb, {"name": "lr", "value": 0.1}, arm="a", by="me")
+    (seen,) = ledger.pending(run)
+    assert (seen["verb"], seen["payload"], seen["arm"], seen["by"]) == (verb, {"name": "lr", "value": 0.1}, "a", "me")
+    ledger.answer(number, True, step=7, old=0.2, new=0.1)
+    (answered,) = driver.commands(run)
+    assert answered["ok"] and (answered["step"], answered["old"], answered["new"]) == (7, 0.2, 0.1)
+    assert ledger.pending(run) == []
+    driver.close()
+
+
+def test_polling_costs_little_beside_a_step(ledger):
+    run = ledger.start_run("s", {})
+    ledger.pending(run)
+    statement = {"n": 0}
+    from sqlalchemy import event
+
+    event.listen(ledger._engine, "before_cursor_execute", lambda *_: statement.__setitem__("n", statement["n"] + 1))
+    for _ in range(1000):
+        ledger.pending(run)
+    assert statement["n"] == 0  # only SQLite's counter of changes is read
+
+
+def test_a_silent_run_is_lost_and_a_live_one_is_not(ledger):
+    dead, alive, queued = (ledger.start_run("s", {}, status=s) for s in ("running", "running", "queued"))
+    with sqlite3.connect(ledger.path) as raw:
+        raw.execute("UPDATE run SET heartbeat = heartbeat - 10 WHERE id IN (?, ?)", (dead, queued))
+    assert ledger.reap(3.0) == [dead]
+    assert ledger.run(dead)["status"] == "lost" and "no sign of life" in ledger.run(dead)["reason"]
+    assert ledger.run(alive)["status"] == "running" and ledger.run(queued)["status"] == "queued"
+
+
+# ---- many processes, and death
+
+
+WRITER = """
+import sys
+from claimlab.ledger import Ledger
+book, run, arm = Ledger(sys.argv[1]), sys.argv[2], sys.argv[3]
+step = 0
+while step < int(sys.argv[4]):
+    book.log(run, [(arm, 0, step, "loss", step)])
+    if step % 20 == 19:
+        book.flush()
+        print(step + 1, flush=True)
+    step += 1
+book.flush()
+"""
+
+
+def writer(ledger, run, arm, steps):
+    command = [sys.executable, "-c", WRITER, ledger.url, run, arm, str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+
+
+def test_two_processes_write_at_the_same_time(ledger):
+    run = ledger.start_run("s", {})
+    both = [writer(ledger, run, arm, 2000) for arm in "ab"]
+    assert [p.wait(timeout=60) for p in both if p.communicate()] == [0, 0]
+    counts = ledger.table(run).groupby("arm")["step"].agg(["count", "nunique"])
+    assert (counts == 2000).all().all()
+
+
+def test_kill_in_mid_run_loses_nothing_that_was_acknowledged(ledger):
+    for _ in range(3):
+        run = ledger.start_run("s", {})
+        child = writer(ledger, run, "a", 10**9)
+        acknowledged = 0
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until or not acknowledged:
+            acknowledged = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+        acknowledged = int((child.communicate()[0].strip().splitlines() or [acknowledged])[-1])
+        steps = ledger.table(run)["step"].tolist()
+        assert steps == list(range(len(steps))) and len(steps) >= acknowledged > 0
+    with sqlite3.connect(ledger.path) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_the_log_stays_bounded_while_it_is_read(ledger, home):
+    run, reader = ledger.start_run("s", {}), Ledger(ledger.url)
+    for step in range(4000):
+        ledger.log(run, [("a", 0, step, "loss", 0.0)])
+        if step % 500 == 0:
+            reader.points_since(run)
+    assert (home / "ledger.db-wal").stat().st_size < 8 << 20
+    reader.close()
+
+
+# ---- damage
+
+
+def test_a_corrupt_file_is_moved_aside_and_never_overwritten(home):
+    home.mkdir()
+    for number, rubbish in enumerate((b"this is no database" * 100, b"nor is this" * 200), start=1):
+        (home / "ledger.db").write_bytes(rubbish)
+        opened = Ledger()
+        assert opened.runs() == []
+        opened.close()
+        assert (home / f"ledger.db.corrupt-{number}").read_bytes() == rubbish
+
+
+def test_a_newer_schema_is_refused_and_left_alone(ledger):
+    run = ledger.start_run("s", {})
+    ledger.close()
+    with sqlite3.connect(ledger.path) as raw:
+        raw.execute("UPDATE schema_version SET version = 999")
+    with pytest.raises(LedgerError, match="schema 999"):
+        Ledger(ledger.url)
+    with sqlite3.connect(ledger.path) as raw:
+        assert raw.execute("SELECT id FROM run").fetchone() == (run,)
+
+
+def test_a_ledger_of_version_one_is_brought_forward_with_its_runs(home):
+    home.mkdir()
+    with sqlite3.connect(home / "ledger.db") as raw:
+        raw.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+        raw.execute("INSERT INTO schema_version VALUES (1)")
+        old = [c for c in schema.run.columns if c.name not in ("parent", "branch")]
+        raw.execute(f"CREATE TABLE run ({', '.join(c.name for c in old)})")
+        raw.execute("INSERT INTO run (id, study, params, status, started) VALUES ('old-run', 's', '{}', 'finished', 1.0)")
+    opened = Ledger()
+    assert opened.run("old-run")["parent"] is None
+    opened.start_run("s", {}, parent="old-run", branch="lr/2")
+    opened.close()
+    with sqlite3.connect(home / "ledger.db") as raw:
+        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(schema.VERSION,)]
+
+
+def test_a_full_disk_fails_cleanly_and_keeps_what_was_written(ledger):
+    run = ledger.start_run("s", {})
+    fill(ledger, run, 10)
+    raw = ledger._connection.connection.driver_connection
+    pages = raw.execute("PRAGMA page_count").fetchone()[0]
+    raw.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone()
+    with pytest.raises(LedgerError, match="full"):
+        for _ in range(200):
+            fill(ledger, run, 100)
+    other = Ledger(ledger.url)
+    assert len(other.table(run)) >= 20 and other.run(run)["id"] == run
+    other.close()
+    ledger._points = []
+
+
+def test_a_home_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("CLAIMLAB_HOME", str(tmp_path / "file" / "runs"))
+    with pytest.raises(LedgerError, match="cannot be made"):
+        Ledger()
+
+
+def test_a_password_is_not_shown_in_an_error(monkeypatch):
+    with pytest.raises(LedgerError) as error:
+        Ledger("sqlite+nonsense://user:secret@host/db")
+    assert "secret" not in str(error.value)
