@@ -5,7 +5,7 @@ from panels import cards, search, store
 
 st.title("Does the paper's claim hold when you turn the knobs yourself?", anchor=False)
 with store.guarded():
-    found = store.studies()
+    found = sorted(store.studies(), key=lambda s: bool(s.broken))
     standings = store.standings([s for s in found if not s.broken])
     going = store.alive()
 

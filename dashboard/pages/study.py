@@ -87,7 +87,7 @@ drawings, method, past_runs, files, scale = st.tabs(names, key=f"{chosen.slug}-t
 with store.guarded():
     if drawings.open:
         with drawings:
-            history.figures(run["id"]) if run else st.caption("Figures are drawn when a run has finished.")
+            history.figures(run["id"] if run else "")
     if method.open:
         with method:
             st.markdown(plain(source.idea(chosen)))

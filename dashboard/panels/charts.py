@@ -14,20 +14,22 @@ from panels.wording import plain
 from claimlab import figures
 
 INK = {"light": "#3d4852", "dark": "#c3cbd3"}
+FONT = "Source Sans, sans-serif"  # the type family of the pages, shipped with Streamlit
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 POINTS = 6000  # of all lines of one chart together
 LEGEND_ROW, CHARACTER = 24, 7.5
 
 
-def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, alt: str = "") -> None:
+def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "") -> None:
     """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off."""
     text = title or " ".join((figure.layout.title.text or "").replace("<br>", " ").split())
     if text:
         st.markdown(f"**{plain(text)}**")
     ink = INK.get(st.context.theme.type or "light", INK["light"])
-    figure.update_layout(title_text=None, font_color=ink, margin_t=34, template=figures.template())
+    figure.update_layout(title_text=None, font={"color": ink, "family": FONT}, margin_t=margin, template=figures.template())
     figure.update_xaxes(title_font_color=ink, tickfont_color=ink)
     figure.update_yaxes(title_font_color=ink, tickfont_color=ink)
+    figure.update_annotations(font_color=ink, selector=lambda note: note.font.color in (None, figures.INK))
     if height is not None:
         figure.update_layout(height=height)
     st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None)

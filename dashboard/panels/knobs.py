@@ -13,7 +13,7 @@ from claimlab import params
 from claimlab.params import PROFILES, Knob
 from claimlab.study import Study
 
-PAPER, CONTROL, MINE = "paper's setting", "negative control", "mine"
+PAPER, CONTROL, MINE = "paper", "control", "mine"
 MANTISSAS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 WIDE = 100
 
@@ -119,7 +119,7 @@ def _explain(study: Study) -> None:
     preset = st.session_state[_key(study, "preset")]
     if preset == CONTROL:
         settings = ", ".join(f"{k} = {setting(v)}" for k, v in study.control.set.items())
-        st.caption(plain(f"{settings}: here the effect should vanish. {study.control.why}"))
+        st.caption(plain(f"Negative control, {settings}: here the effect should vanish. {study.control.why}"))
     elif preset == MINE:
         own = st.session_state.get(_key(study, "mine"), {})
         usual_here = usual(study, st.session_state[_key(study, "profile")])

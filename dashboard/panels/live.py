@@ -124,7 +124,13 @@ def _charts(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: tuple,
     for place, name in enumerate((chosen or [])[:AT_MOST]):
         with columns[place % len(columns)]:
             figure, title = _figure(study, row["id"], table, name, mark, events)
-            charts.show(figure, key=f"curve-{name}", title=title, alt=f"{humanised(name)} of every arm over the optimiser steps")
+            charts.show(
+                figure,
+                key=f"curve-{name}",
+                title=title,
+                margin=14,
+                alt=f"{humanised(name)} of every arm over the optimiser steps",
+            )
 
 
 def _ordered(study: Study, names: list[str]) -> list[str]:
