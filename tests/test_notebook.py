@@ -186,4 +186,5 @@ def test_equations_become_mathml_and_unreadable_ones_stay_as_source():
     rows = ElementTree.fromstring(found[1]).findall(f".//{space}mtr")
     assert len(rows) == 2 and ElementTree.fromstring(found[1]).find(f".//{space}mfrac") is not None
     assert "\\" not in export.math(r"\arg\min_\theta L")
+    assert "⟨" in export.math(r"\big\langle r \big\rangle") and "langle" not in export.math(r"\big\langle r \big\rangle")
     assert export.math(r"a<\frac{") == '<code class="tex">a&lt;\\frac{</code>'

@@ -12,6 +12,7 @@ from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLOTLY = "plotly.min.js"
+DELIMITERS = {"langle": "⟨", "rangle": "⟩", "lVert": "‖", "rVert": "‖", "lvert": "|", "rvert": "|", "Vert": "‖", "vert": "|"}
 
 
 def figure_html(figure) -> str:
@@ -30,8 +31,8 @@ def math(tex: str, display: str = "inline") -> str:
         made = convert(tex, display=display)
     except Exception:  # the converter has no common base class for what it cannot read
         return f'<code class="tex">{html.escape(tex)}</code>'
-    # a command that the converter does not know is most often the name of an operator
-    return re.sub(r"<mi>\\([a-zA-Z]+)</mi>", r"<mi>\1</mi>", made)
+    # what the converter leaves as a command is a delimiter after \big, or the name of an operator such as \arg
+    return re.sub(r">\\([a-zA-Z]+)<", lambda left: f">{DELIMITERS.get(left[1], left[1])}<", made)
 
 
 def markdown(source: str) -> str:
