@@ -338,7 +338,8 @@ class Polish(Finite):
 
     def optimizer(self, groups):
         leaves = [leaf for group in groups for leaf in group["params"]]
-        return torch.optim.LBFGS(leaves, lr=self.lr, max_iter=1, history_size=50, line_search_fn="strong_wolfe")
+        # one iteration a step; max_eval is what the line search may spend, and its default of 1 lets it fail for ever
+        return torch.optim.LBFGS(leaves, lr=self.lr, max_iter=1, max_eval=25, history_size=50, line_search_fn="strong_wolfe")
 
 
 class FiniteDifferences:
