@@ -87,5 +87,16 @@ def test_functions_are_short():
 def test_files_are_short():
     over = [one for one in contract.budget_files(PACKAGE, 300) if not one.startswith("studies")]
     assert over == [] and contract.budget_files(PACKAGE / "studies", 400) == []
-    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in CORE)
-    assert lines <= 3500, f"the core has {lines} lines"
+    lines = sum(statements(p) for p in CORE)
+    assert lines <= 3500, f"the core has {lines} lines of code"
+
+
+def statements(path: Path) -> int:
+    """Lines of code: neither blank, nor a comment, nor part of a docstring."""
+    text = path.read_text(encoding="utf-8")
+    tree, documented = ast.parse(text), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in documented)

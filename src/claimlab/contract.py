@@ -124,7 +124,10 @@ def behaviour(study: Study) -> list[str]:
     if found:
         return found
     params = study.make(profile="smoke")
-    lab = Experiment(study, params).run()
+    try:
+        lab = Experiment(study, params).run()
+    except Exception as error:
+        return [f"the smoke profile fails: {type(error).__name__}: {error}"]
     losses = lab.table[lab.table["metric"] == "loss"]["value"]
     if not all(math.isfinite(v) for v in losses):
         found.append("a loss is not finite at the smoke profile")
@@ -177,7 +180,10 @@ def training(study: Study, params) -> list[str]:
         ):
             continue
         state = torch.random.get_rng_state()
-        found += [f"arm {name}: {wrong}" for wrong in _exact(spec, params)]
+        try:
+            found += [f"arm {name}: {wrong}" for wrong in _exact(spec, params)]
+        except Exception as error:
+            found.append(f"arm {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
         if not torch.equal(state, torch.random.get_rng_state()):
             found.append(f"arm {name}: training draws from torch's global generator")
     return found

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 import threading
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from claimlab import experiment as experiments
@@ -48,11 +46,6 @@ def validate(study: Study, verb: str, payload: dict[str, Any]) -> dict[str, Any]
         live = [k.name for k in study.knobs if k.live]
         raise KnobError(f"{name} cannot be changed while the run goes on; settings that can: {', '.join([*SETTABLE, *live])}")
     return {"name": name, "value": knob.check(value)}
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in ("claimlab", "torch", "numpy", "pandas")}}
 
 
 def execute(study: Study, params: Any, ledger: Ledger, run: str, *, seeds: Sequence[int] | None = None,

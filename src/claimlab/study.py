@@ -247,7 +247,9 @@ def _import(study: Study) -> ModuleType:
     if study.path.is_relative_to(PACKAGE):
         dotted = ".".join(study.path.relative_to(PACKAGE).with_suffix("").parts)
         return importlib.import_module(f"claimlab.{dotted}")
-    name = f"claimlab_own.{study.family}.{study.path.stem}"
+    # the source is part of the name: two folders may hold the same file name, and an edited study is another module
+    mark = hashlib.sha256(str(study.path).encode() + study.path.read_bytes()).hexdigest()[:8]
+    name = f"claimlab_own.{study.family}.{study.path.stem}_{mark}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, study.path)
         sys.modules[name] = importlib.util.module_from_spec(spec)

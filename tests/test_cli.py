@@ -1,0 +1,276 @@
+"""The command line as a person types it: output, exit codes, and refusals before anything starts."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from claimlab import cli, console, contract, readme, scaffold
+from claimlab import study as studies
+from claimlab.ledger import Ledger
+from claimlab.params import KnobError
+
+LIST_KEYS = {"slug", "title", "theme", "family", "year", "question", "claims", "knobs", "control"}
+CLAIM_KEYS = {"id", "text", "kind", "metric", "arm", "baseline", "better", "margin"}
+KNOB_KEYS = {"name", "default", "low", "high", "choices", "unit", "help", "live"}
+RUN_KEYS = {"run", "study", "status", "seconds", "params", "verdicts", "notebook", "report", "table"}
+VERDICT_KEYS = {"claim", "verdict", "effect", "low", "high", "n", "sentence"}
+
+
+def said(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_list_json_has_the_documented_keys(own_studies, capsys):
+    code, out, _ = said(capsys, "list", "--json")
+    listed = {one["slug"]: one for one in json.loads(out)}
+    assert code == 0 and {"mixup", "quantum-well-pinn", "fullgrad", "toy-blobs"} <= set(listed)
+    for one in listed.values():
+        assert set(one) >= LIST_KEYS and set(one["control"]) == {"set", "vanishes", "why"}
+        assert all(set(c) >= CLAIM_KEYS for c in one["claims"]) and all(set(k) >= KNOB_KEYS for k in one["knobs"])
+
+
+def test_list_shows_a_broken_study_and_the_others(own_studies, capsys):
+    (own_studies / "blobs" / "bad.py").write_text("raise RuntimeError('no luck')")
+    code, out, err = said(capsys, "list")
+    assert code == 0 and "BROKEN" in out and "toy-blobs" in out and "bad is broken" in err
+
+
+def test_listing_needs_no_heavy_import(own_studies):
+    code = (
+        "import sys; from claimlab import cli; cli.main(['list'])
+"
+        "print(sorted({'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_show_prints_claims_and_knobs(own_studies, capsys):
+    _, out, _ = said(capsys, "show", "toy-blobs")
+    assert "fast-wins" in out and "rate = 0.05" in out and "can be changed while it runs" in out
+    _, out, _ = said(capsys, "show", "toy_blobs", "--json")
+    assert json.loads(out)["honesty"] == "Two blobs are no data set."
+
+
+def test_run_json_is_the_last_line_of_stdout(own_studies, home, capsys):
+    code, out, err = said(
+        capsys, "run", "toy-blobs", "--no-kernel", "--json", "-p", "gap=3", "--seeds", "5", "--profile", "smoke"
+    )
+    found = json.loads(out.splitlines()[-1])
+    assert code == 0 and set(found) >= RUN_KEYS and found["status"] == "finished"
+    assert found["params"]["gap"] == 3.0 and found["params"]["seeds"] == 5 and found["params"]["steps"] == 6
+    assert all(set(v) >= VERDICT_KEYS for v in found["verdicts"]) and Path(found["table"]).exists()
+
+
+def test_run_tells_verdicts_and_runs_lists_them(own_studies, home, capsys):
+    assert said(capsys, "run", "toy-blobs", "--no-kernel", "--profile", "smoke", "--control")[0] == 0
+    _, out, _ = said(capsys, "runs", "--json")
+    (one,) = json.loads(out)
+    assert one["control"] and one["status"] == "finished"
+    _, out, _ = said(capsys, "runs", "show", one["id"])
+    assert "fast-wins" in out and "table" in out
+    assert "No run yet" in said(capsys, "runs", "--study", "other")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "toy-blob"], "did you mean toy-blobs"),
+        (["run", "toy-blobs", "-p", "raet=1"], "did you mean rate"),
+        (["run", "toy-blobs", "-p", "rate=7"], "rate must be in [0, 1]"),
+        (["run", "toy-blobs", "-p", "rate=abc"], "rate = 'abc'"),
+        (["run", "toy-blobs", "-p", "rate=nan"], "rate = nan"),
+        (["run", "toy-blobs", "-p", "rate=inf"], "rate = inf"),
+        (["run", "toy-blobs", "-p", "steps=1.5"], "a whole number"),
+        (["run", "toy-blobs", "--seeds", "0"], "seeds = 0"),
+        (["run", "toy-blobs", "--seeds", "two"], "seeds = 'two'"),
+        (["run", "toy-blobs", "-p", "rate="], "knob=value"),
+        (["run", "toy-blobs", "-p", "rate"], "knob=value"),
+        (["show", "nothing-like-it"], "there is no study"),
+        (["report"], "name studies"),
+        (["report", "--family", "poetry"], "no study is of that family"),
+        (["runs", "show", "never"], "there is no run"),
+        (["runs", "never"], "is not known"),
+        (["steer", "never", "stop"], "there is no run"),
+    ],
+)
+def test_bad_input_ends_with_two_and_a_sentence_and_starts_nothing(own_studies, home, capsys, arguments, words):
+    code, out, err = said(capsys, *arguments)
+    assert code == 2 and words in err and out == ""
+    book = Ledger()
+    assert book.runs() == []
+    book.close()
+
+
+def test_a_failing_study_ends_with_one_and_keeps_its_points(own_studies, home, capsys):
+    path = own_studies / "blobs" / "toy_blobs.py"
+    path.write_text(path.read_text().replace("    last = lab", "    raise ValueError('no ink')\n    last = lab"))
+    code, out, _ = said(capsys, "run", "toy-blobs", "--no-kernel", "--json", "--profile", "smoke")
+    found = json.loads(out.splitlines()[-1])
+    assert code == 1 and found["status"] == "failed" and "no ink" in found["reason"]
+    book = Ledger()
+    assert len(book.table(found["run"])) > 0
+    book.close()
+
+
+def test_a_run_in_another_process_is_steered_and_stopped(own_studies, home, capsys):
+    command = [
+        sys.executable,
+        "-m",
+        "claimlab.cli",
+        "run",
+        "toy-blobs",
+        "--no-kernel",
+        "--json",
+        "-p",
+        "steps=100000",
+        "--seeds",
+        "2",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    book = Ledger()
+    try:
+        until = time.monotonic() + 60
+        while not [r for r in book.runs(status="running") if r["done"]] and time.monotonic() < until:
+            time.sleep(0.1)
+        (one,) = book.runs()
+        code, out, _ = said(capsys, "steer", one["id"], "set", "lr=0.002")
+        assert code == 0 and "applied at step" in out and "0.002" in out
+        code, _, err = said(capsys, "steer", one["id"], "set", "lr=-1")
+        assert code == 2 and "lr = -1" in err
+        code, _, err = said(capsys, "steer", one["id"], "set", "gap=1")
+        assert code == 2 and "cannot be changed" in err
+        assert said(capsys, "steer", one["id"], "stop")[0] == 0
+        found = json.loads(child.communicate(timeout=60)[0].splitlines()[-1])
+    finally:
+        child.kill()
+    assert child.returncode == 0 and found["status"] == "stopped"
+    assert len(book.table(one["id"])) > 0
+    assert said(capsys, "steer", one["id"], "stop")[0] == 2
+    book.close()
+
+
+def test_interrupt_stops_a_run_and_saves_what_there_is(own_studies, home):
+    command = [
+        sys.executable,
+        "-m",
+        "claimlab.cli",
+        "run",
+        "toy-blobs",
+        "--no-kernel",
+        "--json",
+        "-p",
+        "steps=100000",
+        "--seeds",
+        "2",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    book = Ledger()
+    until = time.monotonic() + 60
+    while not [r for r in book.runs(status="running") if r["done"]] and time.monotonic() < until:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    (one,) = book.runs()
+    assert one["status"] == "stopped" and len(book.table(one["id"])) > 0
+    book.close()
+
+
+# ---- ports
+
+
+def test_a_port_in_use_gives_the_next_free_one():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < console.free_port(port) <= port + 100
+
+
+@pytest.mark.parametrize("port", [0, 70000])
+def test_a_port_out_of_range_is_refused(port):
+    with pytest.raises(KnobError, match=f"port = {port}"):
+        console.free_port(port)
+
+
+# ---- a new study
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project whose studies lie in src/claimlab/studies, as in the real one."""
+    monkeypatch.setenv("CLAIMLAB_ROOT", str(tmp_path))
+    monkeypatch.setenv("CLAIMLAB_STUDIES", str(tmp_path / "src" / "claimlab" / "studies"))
+    return tmp_path
+
+
+def test_a_new_study_keeps_the_contract_up_to_what_a_person_must_write(project, capsys):
+    assert cli.main(["new", "my_paper", "--family", "training"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    left = contract.missing(studies.find("my-paper"))
+    assert left and all(one.startswith("still to write") for one in left)
+
+
+def test_a_new_study_runs_and_its_test_passes(project, home):
+    module, notebook, test = scaffold.write("my-paper", "training", project)
+    assert notebook.exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)], capture_output=True, text=True
+    )
+    assert "1 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("slug", ["My Paper", "../x", "2fast", "mixup", ""])
+def test_a_bad_or_taken_name_is_refused(project, slug):
+    with pytest.raises(studies.StudyError):
+        scaffold.write(slug, "training", project)
+    assert not list(project.rglob("*.py"))
+
+
+def test_check_says_what_a_study_lacks(own_studies):
+    path = own_studies / "blobs" / "toy_blobs.py"
+    text = path.read_text()
+    path.write_text(
+        text.replace("import torch\n", "import streamlit\nimport torch\n", 1).replace(
+            "class Slow", "torch.manual_seed(0)\n\n\nclass Slow"
+        )
+    )
+    found = contract.missing(studies.find("toy-blobs"))
+    assert any("imports streamlit" in one for one in found) and any("torch.manual_seed" in one for one in found)
+    assert any("notebook toy_blobs.ipynb is missing" in one for one in found)
+
+
+def test_check_catches_an_arm_that_draws_from_the_global_generator(own_studies):
+    path = own_studies / "blobs" / "toy_blobs.py"
+    noisy = "class Fast(Slow):\n    def loss(self, net, x, y):\n        return super().loss(net, x + torch.rand(()), y)\n"
+    path.write_text(path.read_text().replace("class Fast(Slow):\n", noisy + "\n"))
+    one = studies.find("toy-blobs")
+    assert one.module
+    found = contract.training(one, one.make(profile="smoke"))
+    assert any("arm fast: " in wrong for wrong in found)
+
+
+# ---- what is generated
+
+
+def test_the_readme_is_in_sync_with_the_reference_results():
+    root = studies.PACKAGE.parent.parent
+    assert (root / "README.md").read_text(encoding="utf-8") == readme.fresh(root)
+
+
+def test_a_stale_readme_is_written_anew(tmp_path):
+    root = studies.PACKAGE.parent.parent
+    (tmp_path / "data").mkdir()
+    shutil.copy(root / "README.md", tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(text.replace("|---|---|---|", "|---|"), encoding="utf-8")
+    assert readme.sync(tmp_path) and not readme.sync(tmp_path)
