@@ -70,18 +70,19 @@ def memorisation(lab) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=("Accuracy on clean test images", "Wrong training labels that are fitted"),
                            horizontal_spacing=0.1)  # fmt: skip
     for column, metric in enumerate(("test_accuracy", "wrong_label_fit"), 1):
-        for arm in [a for a in COLOURS if a in lab.arms and not a.startswith("gan")]:
+        for arm in [a for a in study.ARMS if a in lab.arms and not a.startswith("gan")]:
             wide, main = _wide(lab.table, arm, metric), arm in ("erm", "mixup")
             _band(figure, arm, wide.index.to_numpy(), wide.to_numpy(), dict(row=1, col=column), column == 1, thin=not main)
             if column == 1 and main:
-                best = dict(y=wide.max().mean(), line=dict(dash="dash", color=COLOURS[arm], width=1), row=1, col=1)
-                figure.add_hline(**best, annotation_text=f"best step of {arm}", annotation_font_size=10,
-                                 annotation_position="bottom right" if arm == "erm" else "top right")  # fmt: skip
+                best, pen = wide.max().mean(), dict(dash="dash", color=COLOURS[arm], width=1.5)
+                figure.add_scatter(x=[0, wide.index.max()], y=[best, best], mode="lines", line=pen,
+                                   name=f"{arm} at its best step", row=1, col=1)  # fmt: skip
     last = {a: [_wide(lab.table, a, m).iloc[-1].mean() for m in ("test_accuracy", "wrong_label_fit")] for a in ("erm", "mixup")}
     title = (f"At the last step erm tests at {last['erm'][0]:.2f} and fits {last['erm'][1]:.0%} of its wrong labels; "
              f"mixup tests at {last['mixup'][0]:.2f} and fits {last['mixup'][1]:.0%}")  # fmt: skip
     figure.update_xaxes(title_text="optimiser step")
-    figure.update_yaxes(title_text="accuracy [share of test images]", col=1)
+    late = lab.table[(lab.table.metric == "test_accuracy") & (lab.table.step >= lab.arms["erm"].total / 10)]
+    figure.update_yaxes(title_text="accuracy [share of test images]", range=[late.value.min() - 0.05, 1.01], col=1)
     figure.update_yaxes(title_text="fit [share of wrong labels]", range=[-0.02, 1.02], col=2)
     return style(figure, title, height=520)
 
@@ -166,7 +167,7 @@ def attacked(lab) -> go.Figure:
         _band(figure, arm, sizes, values, {}, True, thin=arm not in ("erm", "mixup"))
         means[arm] = _wide(lab.table, arm, "fgsm_accuracy").iloc[-1].mean()
     figure.add_vline(x=lab.params.fgsm_eps, line=dict(dash="dash", width=1), annotation_text="the claim is judged here",
-                     annotation_position="top right")  # fmt: skip
+                     annotation_position="top right", annotation_xshift=8)  # fmt: skip
     figure.update_xaxes(title_text="size of the step on every pixel [share of the pixel range]")
     figure.update_yaxes(title_text="accuracy under attack [share of test images]", range=[-0.02, 1.02])
     title = f"One FGSM step of {lab.params.fgsm_eps:g} leaves erm {means['erm']:.2f}, mixup {means['mixup']:.2f} (clean labels)"
