@@ -46,8 +46,7 @@ def test_list_shows_a_broken_study_and_the_others(own_studies, capsys):
 
 def test_listing_needs_no_heavy_import(own_studies):
     code = (
-        "import sys; from claimlab import cli; cli.main(['list'])
-"
+        "import sys; from claimlab import cli; cli.main(['list'])\n"
         "print(sorted({'torch', 'pandas', 'numpy', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
