@@ -72,7 +72,7 @@ def _status(row: dict[str, Any]) -> None:
 def _stop(row: dict[str, Any]) -> None:
     asked = [c for c in store.ledger().commands(row["id"]) if c["verb"] == "stop"]
     waiting = any(c["answered"] is None for c in asked)
-    st.button("Stopping at the next step" if waiting else "Stop", icon=":material/stop:", key="stop", disabled=waiting,
+    st.button("Stopping at the next step" if waiting else "Stop run", icon=":material/stop:", key="stop", disabled=waiting,
               on_click=_ask_to_stop, args=(row["id"],))  # fmt: skip
     for refused in (c for c in asked if c["answered"] is not None and not c["ok"]):
         st.warning(plain(refused["reason"]), title="The run refused to stop")

@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields, replace
 
 import streamlit as st
 from panels.store import Standing
-from panels.wording import humanised, plain
+from panels.wording import plain
 
 from claimlab.study import THEMES, Study
 
-ANY = "all"
+ANY = "All"
 WORDS = ("supported", "refuted", "undecided", "not run yet", "broken")
 
 
@@ -34,14 +34,10 @@ def bar(found: list[Study]) -> Filters:
     wide, *rest = st.columns([4, 2, 2, 2])
     words = wide.text_input("Search", key="q", bind="query-params", placeholder="question, claim, method, author", type="search")
     chosen = [
-        column.selectbox(label, [ANY, *options], key=label.lower(), bind="query-params", format_func=_option)
+        column.selectbox(label, [ANY, *options], key=label.lower(), bind="query-params")
         for column, label, options in zip(rest, ("Theme", "Family", "Verdict"), (THEMES, families, WORDS), strict=True)
     ]
     return Filters((words or "").strip(), *chosen)
-
-
-def _option(name: str) -> str:
-    return "All" if name == ANY else humanised(name).capitalize()
 
 
 def matching(found: list[Study], standings: dict[str, Standing], filters: Filters) -> list[Study]:

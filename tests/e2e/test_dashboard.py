@@ -1,0 +1,144 @@
+"""The dashboard in a real Chromium: a run survives a reload and a restart of the server, and can be stopped."""
+
+import importlib.util
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from claimlab.ledger import ENDED, Ledger
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing (on Debian: apt-get install chromium)"),
+]
+SCRIPT = Path(__file__).resolve().parents[2] / "dashboard" / "screenshots.py"
+SLUG = "toy-blobs"
+
+
+@pytest.fixture(scope="module")
+def screenshots():
+    spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def browser(screenshots):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        one = play.chromium.launch(executable_path=CHROMIUM, **screenshots.BROWSER)
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser):
+    one = browser.new_page(viewport={"width": 1440, "height": 900})
+    one.set_default_timeout(60_000)
+    yield one
+    one.close()
+
+
+def started(page, address, steps=40):
+    """Open the study, choose a number of steps, press Run; the id of the run."""
+    page.goto(f"{address}/study?study={SLUG}")
+    page.get_by_role("button", name="Run", exact=True).wait_for()
+    if steps != 40:
+        slider = page.get_by_role("slider", name="steps")
+        slider.focus()
+        slider.press("End")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_url("**run=*")
+    return page.url.rpartition("run=")[2]
+
+
+def ended(run, within=90):
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        row = Ledger().run(run)
+        if row["status"] in ENDED:
+            return row
+        time.sleep(0.2)
+    raise AssertionError(f"the run is still {row['status']} at step {row['done']}")
+
+
+def test_a_run_survives_reload_and_restart_of_the_server_and_can_be_stopped(home, own_studies, page, screenshots):
+    port = screenshots.free_port()
+    with screenshots.server(port) as (address, _):
+        run = started(page, address, steps=100_000)
+        page.locator(".js-plotly-plot").first.wait_for()
+        page.reload()
+        page.get_by_role("button", name="Stop run").wait_for()
+        assert page.url.endswith(run)
+        before = Ledger().run(run)["done"]
+    time.sleep(1)
+    row = Ledger().run(run)
+    assert row["status"] == "running" and row["done"] > before  # nobody serves, the run goes on
+    with screenshots.server(port) as (address, _):
+        page.goto(f"{address}/study?study={SLUG}&run={run}")
+        page.get_by_text("running", exact=True).wait_for()
+        assert "100,000" in page.inner_text("[data-testid=stSidebar]")
+        page.get_by_role("button", name="Stop run").click()
+        assert ended(run)["status"] == "stopped"
+        page.get_by_text("stopped", exact=True).wait_for()
+        assert page.locator(".js-plotly-plot").count() >= 1
+        page.goto(f"{address}/study?study={SLUG}")
+        page.get_by_text("Past runs").click()
+        page.get_by_test_id("stDataFrame").wait_for()
+    points, _ = Ledger().points_since(run)
+    assert len(points) > 100
+
+
+def test_a_run_ends_with_verdicts_while_one_watches_and_the_catalogue_shows_them(home, own_studies, page, screenshots):
+    with screenshots.server() as (address, _):
+        run = started(page, address)
+        page.get_by_text("finished", exact=True).wait_for()
+        assert ended(run)["status"] == "finished"
+        page.get_by_text("n = 5", exact=False).first.wait_for()
+        for verdict in (v for v in Ledger().verdicts(run)):
+            page.get_by_text(verdict["sentence"]).wait_for()
+        page.goto(f"{address}/?q=sooner")
+        card = page.get_by_test_id("stMain")
+        card.get_by_text("Last run just now").wait_for()
+        for verdict in Ledger().verdicts(run):
+            assert verdict["verdict"] in card.inner_text()
+        page.get_by_role("link", name="Open the study").click()
+        page.get_by_role("button", name="Run", exact=True).wait_for()
+        assert f"study={SLUG}" in page.url
+
+
+def test_the_first_page_is_quick_and_a_search_goes_into_the_address(home, own_studies, page, screenshots):
+    with screenshots.server() as (address, _):
+        took = []
+        for _ in range(3):
+            begun = time.monotonic()
+            page.goto(address)
+            page.get_by_role("link", name="Open the study").first.wait_for()
+            took.append(time.monotonic() - begun)
+        assert min(took) < 2.5
+        page.get_by_label("Search").fill("sooner")
+        page.get_by_label("Search").press("Enter")
+        page.wait_for_url("**q=sooner*")
+        page.reload()
+        page.get_by_text("Does a larger learning rate separate two blobs sooner?").wait_for()
+        page.get_by_role("link", name="Open the study").wait_for()  # strict: exactly one card
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_sticks_out_of_a_phone(home, own_studies, browser, screenshots, theme):
+    Ledger().close()
+    with screenshots.server() as (address, _):
+        page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=theme)
+        for where in ("", f"study?study={SLUG}"):
+            page.goto(f"{address}/{where}")
+            screenshots.settled(page)
+            main = page.get_by_test_id("stMain")
+            assert main.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+            wide = "e => [...e.querySelectorAll('p, h1, h2, h3')].filter(t => t.getBoundingClientRect().right > 401).length"
+            assert main.evaluate(wide) == 0
+        page.close()
