@@ -31,7 +31,7 @@ def template() -> go.layout.Template:
     axis = {"gridcolor": GRID, "linecolor": INK, "zerolinecolor": GRID, "automargin": True, "ticks": "outside", "tickcolor": INK}
     return go.layout.Template(layout={
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": [BLUE, *OTHERS],
-        "font": {"family": "Inter, Source Sans 3, system-ui, sans-serif", "size": 13, "color": INK},
+        "font": {"family": "Helvetica, Arial, Liberation Sans, sans-serif", "size": 13, "color": INK},
         "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left",
                   "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 24}},
         "xaxis": axis, "yaxis": axis, "margin": {"l": 64, "r": 24, "t": 64, "b": 84}, "hovermode": "closest",
@@ -154,6 +154,10 @@ def paired(verdict: Verdict | Mapping[str, Any], claim: Claim) -> go.Figure:
         figure.add_vline(x=0, line={"color": INK, "width": 1})
     what = f"{claim.metric}: {claim.arm}" + (f" − {claim.baseline}" if claim.baseline else "")
     title = f"{VERDICT_ICONS[facts['verdict']]} {facts['verdict']}: {claim.text}"
+    shown = [v for _, v in facts["values"]] + [v for v in (facts["low"], facts["high"]) if v is not None] + [claim.threshold]
+    shown += [0.0] if claim.kind == "paired" else []
+    room = 0.06 * (max(shown) - min(shown) or 1.0)
+    figure.update_xaxes(range=[min(shown) - room, max(shown) + room])
     figure.update_yaxes(visible=False, range=[-0.5, 0.8])
     return style(figure, title, x=what, height=210).update_layout(margin_b=56)
 
