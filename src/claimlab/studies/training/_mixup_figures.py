@@ -17,7 +17,7 @@ COLOURS |= {"gan": GREY, "gan_mixup": BLUE}
 GRID = np.linspace(0, 1, 21)
 
 
-def draw(lab) -> dict[str, go.Figure]:
+def figures(lab) -> dict[str, go.Figure]:
     """All figures that the arms of `lab` allow."""
     found = {}
     if {"erm", "mixup"} <= set(lab.arms):
@@ -272,3 +272,6 @@ def generated(net, params) -> go.Figure:
     _cloud(figure, net, study.Gan(params).bind(0), "gan_mixup", dict(row=1, col=1))
     figure.update_xaxes(range=[-3, 3], title_text="x").update_yaxes(range=[-3, 3], title_text="y", scaleanchor="x")
     return style(figure, "Generated points (crosses: the target's modes)").update_layout(showlegend=False)
+
+
+DRAWN = {"figures": figures, "boundary": boundary, "between_two": between_two, "generated": generated}

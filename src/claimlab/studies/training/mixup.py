@@ -383,13 +383,13 @@ ARMS = {
 
 def figures(lab) -> dict:
     """The study's figures of a finished experiment, by name."""
-    return _draw("draw", lab)
+    return _draw("figures", lab)
 
 
 def _draw(name: str, *seen):
-    from claimlab.studies.training import _mixup_figures  # a file of its own, loaded when somebody looks
+    from claimlab.studies.training._mixup_figures import DRAWN  # a file of its own, loaded when somebody looks
 
-    return getattr(_mixup_figures, name)(*seen)
+    return DRAWN[name](*seen)
 
 
 VIEWS = {
