@@ -70,9 +70,9 @@ def source(study: Study) -> list[str]:
     """Imports that point sideways or up, global seeding, and the budgets on lines."""
     text = study.path.read_text(encoding="utf-8")
     tree, found = ast.parse(text), []
-    own = f"claimlab.studies.{study.family}._"
+    family = f"claimlab.studies.{study.family}"  # parts of a study that outgrew one file start with an underscore
     for name in imports(tree):
-        sideways = name.startswith("claimlab.studies") and not name.startswith(own)
+        sideways = name.startswith("claimlab.studies") and name != family and not name.startswith(family + "._")
         if sideways or any(name == f or name.startswith(f + ".") for f in FORBIDDEN):
             found.append(f"{study.path.name} imports {name}")
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

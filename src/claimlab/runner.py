@@ -16,7 +16,7 @@ from typing import Any
 
 from claimlab import params as knob_views
 from claimlab.job import ANSI, Job, Progress, Pulse, mend, signals
-from claimlab.study import PACKAGE, Study, StudyError, find
+from claimlab.study import PACKAGE, Study, StudyError, find, parse
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _sources(study: Study) -> str:
             continue
         text = path.read_text(encoding="utf-8")
         seen[path] = hashlib.sha256(text.encode()).hexdigest()
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{name}" for name in names] + [node.module or ""]

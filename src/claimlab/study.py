@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -29,6 +30,7 @@ FAMILIES = (
     "training", "compression", "attribution", "representation", "robustness", "causality", "adaptation", "physics", "imaging",
     "vision", "text", "audio", "graphs", "timeseries", "recommendation", "science", "decisions",
 )  # fmt: skip
+_PARSER = threading.Lock()
 THEMES = ("stages", "sensitivity", "representations")
 
 
@@ -189,7 +191,7 @@ def read(path: Path, family: str) -> Study:
 
 
 def _declarations(path: Path) -> dict[str, Any]:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    tree = parse(path.read_text(encoding="utf-8"), str(path))
     wanted = (*DECLARATIONS, "HONESTY")
     body = [node for node in tree.body if _name(node) in wanted]
     scope: dict[str, Any] = {
@@ -203,6 +205,12 @@ def _declarations(path: Path) -> dict[str, Any]:
     _check_imports(tree)
     names = {name: scope[name] for name in wanted if name in scope}
     return {**names, "views": _view_names(tree), "doc": ast.get_docstring(tree) or ""}
+
+
+def parse(text: str, name: str = "<unknown>") -> ast.Module:
+    """`ast.parse` for use from several threads: CPython 3.11's parser counts its depth in state that they share."""
+    with _PARSER:
+        return ast.parse(text, filename=name)
 
 
 def _name(node: ast.stmt) -> str:
