@@ -147,17 +147,17 @@ def paired(verdict: Verdict | Mapping[str, Any], claim: Claim) -> go.Figure:
         )
         figure.add_scatter(x=[facts["effect"]], y=[0], mode="markers", marker={"color": colour, "size": 13}, showlegend=False,
                            hovertemplate="%{x:+.4g}<extra></extra>")  # fmt: skip
-    side = "right" if claim.better == "higher" else "left"
+    shown = [v for _, v in facts["values"]] + [v for v in (facts["low"], facts["high"]) if v is not None] + [claim.threshold]
+    shown += [0.0] if claim.kind == "paired" else []
+    room = 0.06 * (max(shown) - min(shown) or 1.0)
+    figure.update_xaxes(range=[min(shown) - room, max(shown) + room])
+    side = "right" if claim.threshold < (min(shown) + max(shown)) / 2 else "left"  # the label stays inside
     mark = {"annotation_text": f"margin {claim.threshold:+g}", "annotation_position": f"top {side}", "annotation_font_color": INK}
     figure.add_vline(x=claim.threshold, line={"color": INK, "dash": "dash", "width": 1.5}, **mark)
     if claim.kind == "paired":
         figure.add_vline(x=0, line={"color": INK, "width": 1})
     what = f"{claim.metric}: {claim.arm}" + (f" − {claim.baseline}" if claim.baseline else "")
     title = f"{VERDICT_ICONS[facts['verdict']]} {facts['verdict']}: {claim.text}"
-    shown = [v for _, v in facts["values"]] + [v for v in (facts["low"], facts["high"]) if v is not None] + [claim.threshold]
-    shown += [0.0] if claim.kind == "paired" else []
-    room = 0.06 * (max(shown) - min(shown) or 1.0)
-    figure.update_xaxes(range=[min(shown) - room, max(shown) + room])
     figure.update_yaxes(visible=False, range=[-0.5, 0.8])
     return style(figure, title, x=what, height=210).update_layout(margin_b=56)
 
