@@ -235,29 +235,6 @@ def test_a_bad_or_taken_name_is_refused(project, slug):
     assert not list(project.rglob("*.py"))
 
 
-def test_check_says_what_a_study_lacks(own_studies):
-    path = own_studies / "blobs" / "toy_blobs.py"
-    text = path.read_text()
-    path.write_text(
-        text.replace("import torch\n", "import streamlit\nimport torch\n", 1).replace(
-            "class Slow", "torch.manual_seed(0)\n\n\nclass Slow"
-        )
-    )
-    found = contract.missing(studies.find("toy-blobs"))
-    assert any("imports streamlit" in one for one in found) and any("torch.manual_seed" in one for one in found)
-    assert any("notebook toy_blobs.ipynb is missing" in one for one in found)
-
-
-def test_check_catches_an_arm_that_draws_from_the_global_generator(own_studies):
-    path = own_studies / "blobs" / "toy_blobs.py"
-    noisy = "class Fast(Slow):\n    def loss(self, net, x, y):\n        return super().loss(net, x + torch.rand(()), y)\n"
-    path.write_text(path.read_text().replace("class Fast(Slow):\n", noisy + "\n"))
-    one = studies.find("toy-blobs")
-    assert one.module
-    found = contract.training(one, one.make(profile="smoke"))
-    assert any("arm fast: " in wrong for wrong in found)
-
-
 # ---- what is generated
 
 

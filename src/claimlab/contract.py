@@ -14,6 +14,7 @@ from claimlab.study import FAMILIES, NAMES, PACKAGE, Study, StudyError, root
 FORBIDDEN = ("streamlit", "papermill", "claimlab.runner", "claimlab.cli", "claimlab.live", "claimlab.ledger", "claimlab.notebook")
 SEEDING = ("torch.manual_seed", "np.random.seed", "numpy.random.seed", "random.seed")
 FUNCTION, STUDY = 40, 400
+SAME = 1e-3  # rounding stays below 1e-4; a clipped norm that is shared by two seeds shows as 4e-3 and more
 PLACEHOLDER = "To write:"
 
 
@@ -67,23 +68,39 @@ def files(study: Study) -> list[str]:
 
 
 def source(study: Study) -> list[str]:
-    """Imports that point sideways or up, global seeding, and the budgets on lines."""
-    text = study.path.read_text(encoding="utf-8")
-    tree, found = ast.parse(text), []
-    family = f"claimlab.studies.{study.family}"  # parts of a study that outgrew one file start with an underscore
-    for name in imports(tree):
-        sideways = name.startswith("claimlab.studies") and name != family and not name.startswith(family + "._")
-        if sideways or any(name == f or name.startswith(f + ".") for f in FORBIDDEN):
-            found.append(f"{study.path.name} imports {name}")
-    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    found += [
-        f"{study.path.name} calls {name}: randomness comes from a generator that was passed in"
-        for name in SEEDING
-        if name in calls
-    ]
-    if (lines := len(text.splitlines())) > STUDY:
-        found.append(f"{study.path.name} has {lines} lines; the budget is {STUDY}")
-    return found + [f"{study.path.name}: {name} has {n} lines; the budget is {FUNCTION}" for name, n in long_functions(tree)]
+    """Imports that point sideways or up, global seeding, and the budgets on lines, in every file of the study."""
+    found = []
+    for path in parts(study):
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        found += [f"{path.name} imports {name}" for name in imports(tree) if _stray(name, study)]
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        found += [f"{path.name} calls {n}: randomness comes from a generator that was passed in" for n in SEEDING if n in calls]
+        if (lines := len(text.splitlines())) > STUDY:
+            found.append(f"{path.name} has {lines} lines; the budget is {STUDY}")
+        found += [f"{path.name}: {name} has {n} lines; the budget is {FUNCTION}" for name, n in long_functions(tree)]
+    return found
+
+
+def parts(study: Study) -> list[Path]:
+    """The files of a study: its module, and the files beside it, with an underscore in front, that it imports in the end."""
+    found, todo = [], [study.path]
+    while todo:
+        path = todo.pop()
+        if path in found or not path.exists():
+            continue
+        found.append(path)
+        names = imports(ast.parse(path.read_text(encoding="utf-8")))
+        lead = f"claimlab.studies.{study.family}._"
+        todo += [study.path.with_name("_" + name.removeprefix(lead).split(".")[0] + ".py") for name in names if name.startswith(lead)]
+    return found
+
+
+def _stray(name: str, study: Study) -> bool:
+    family = f"claimlab.studies.{study.family}"
+    own = name == family or name.startswith(family + "._") or f"{name}.".startswith(f"{family}.{study.path.stem}.")
+    sideways = name.startswith("claimlab.studies") and not own
+    return sideways or any(f"{name}.".startswith(f + ".") for f in FORBIDDEN)
 
 
 def imports(tree: ast.AST) -> list[str]:
@@ -146,79 +163,122 @@ def behaviour(study: Study) -> list[str]:
     return found + training(study, params)
 
 
-MARK = """import hashlib, sys, numpy, torch
+IMPORT = """import random, sys, time
+import numpy, torch
+from claimlab.study import find
+
 def mark():
-    return hashlib.md5(torch.get_rng_state().numpy().tobytes() + numpy.random.get_state()[1].tobytes()).hexdigest()
+    return hash((torch.get_rng_state().numpy().tobytes(), numpy.random.get_state()[1].tobytes(), random.getstate()))
+
+before, work = mark(), []
+find(sys.argv[1]).module
+for _ in range(3):  # again, with its libraries loaded: what is left is the work of the study itself
+    for name in [n for n in sys.modules if n.startswith(("claimlab.studies.", "claimlab_own."))]:
+        del sys.modules[name]
+    began = time.process_time()
+    find(sys.argv[1]).module
+    work.append(1000 * (time.process_time() - began))
+if mark() != before:
+    print("it draws from a global generator")
+if min(work) > float(sys.argv[2]):
+    print(f"it does {min(work):.0f} ms of work; the budget is {sys.argv[2]} ms")
 """
 
 
-def silent_import(study: Study) -> list[str]:
-    """Importing prints nothing and leaves torch's and numpy's global generators as they were."""
-    code = MARK + (
-        "from claimlab.study import find\n"
-        "torch.manual_seed(0); numpy.random.seed(0); before = mark()\n"
-        "find(sys.argv[1]).module\n"
-        "print('' if mark() == before else 'the import draws from a global generator', end='')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, study.slug], capture_output=True, text=True, timeout=120)
+def silent_import(study: Study, budget: int = 50) -> list[str]:
+    """Importing prints nothing, leaves the global generators alone and takes at most `budget` ms beyond its libraries."""
+    command = [sys.executable, "-c", IMPORT, study.slug, str(budget)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     said = (done.stdout + done.stderr).strip()
     return [f"the import is not silent: {said[-400:]}"] if said or done.returncode else []
 
 
 def training(study: Study, params) -> list[str]:
-    """Every trained arm: vectorised = loop, a member does not notice its company, resume is exact, no global draws."""
-    import torch
+    """Every trained arm: vectorised = loop, a member does not notice its company, resume is exact, no global draws.
 
-    from claimlab.training import Task
-
+    An arm that begins with another's members, and each later stage, begins here with members that are not trained yet.
+    """
     found = []
     for name, spec in study.module.ARMS.items():
-        if (
-            not (isinstance(spec, type) and issubclass(spec, Task))
-            or spec.after
-            or not getattr(spec, "when", lambda p: True)(params)
-        ):
+        if not getattr(spec, "when", lambda p: True)(params):
             continue
-        state = torch.random.get_rng_state()
+        before = _generators()
         try:
-            found += [f"arm {name}: {wrong}" for wrong in _exact(spec, params)]
+            for stage, task, start in _trained(study.module.ARMS, name, params):
+                found += [f"arm {name}{stage and f', stage {stage}'}: {wrong}" for wrong in _exact(task, params, start)]
         except Exception as error:
-            found.append(f"arm {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
-        if not torch.equal(state, torch.random.get_rng_state()):
-            found.append(f"arm {name}: training draws from torch's global generator")
+            found.append(f"arm {name}: {type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}")
+        if _generators() != before:
+            found.append(f"arm {name}: training draws from a global generator")
     return found
 
 
-def _exact(spec, params, steps: int = 3) -> list[str]:
+def _trained(arms: dict, name: str, params) -> list[tuple[str, type, list | None]]:
+    """(stage or '', task, untrained members of what came before) of an arm; none for an arm that is no Task or Stages."""
+    from claimlab.training import Run, Stages, Task
+
+    spec = arms[name]
+    stages = spec.stages if isinstance(spec, Stages) else {"": spec} if isinstance(spec, type) and issubclass(spec, Task) else {}
+    start, found = None, []
+    if stages and spec.after:
+        if not (before := _trained(arms, spec.after, params)):
+            return []
+        _, task, first = before[-1]
+        start = Run(task(params), [0, 1], device="cpu", start=first).members
+    for stage, task in stages.items():
+        found.append((stage, task, start))
+        start = Run(task(params), [0, 1], device="cpu", start=start).members
+    return found
+
+
+def _generators() -> tuple:
+    import random
+
+    import numpy
+    import torch
+
+    kind, keys, *rest = numpy.random.get_state()
+    return torch.random.get_rng_state().numpy().tobytes(), (kind, keys.tobytes(), *rest), random.getstate()
+
+
+def _exact(spec, params, start=None, steps: int = 3) -> list[str]:
     from claimlab.training import Run
 
-    def run(seeds, **options) -> Run:
-        one = Run(spec(params), seeds, steps, 10**9, device="cpu", **options)
-        for _ in range(steps):
+    def run(seeds, done: int = steps, **options) -> Run:
+        first = start and [start[seed] for seed in seeds]
+        one = Run(spec(params), seeds, steps, 10**9, device="cpu", start=first, **options)
+        for _ in range(done):
             one.advance()
         return one
 
-    found, together = [], run([0, 1])
-    if (off := _distance(together.members, run([0, 1], stacked=False).members)) > 1e-3:
-        found.append(f"vectorised and plain loop differ by {off:.1e} after {steps} steps")
-    if (off := _distance(together.members[1:], run([1]).members)) > 1e-3:
-        found.append(f"a member trained in company differs from the same alone by {off:.1e}")
-    first = Run(spec(params), [0, 1], steps, 10**9, device="cpu")
-    first.advance()
-    second = Run(spec(params), [0, 1], steps, 10**9, device="cpu")
+    found, origin, together = [], run([0, 1], 0).members, run([0, 1])
+    if not (off := _distance(together.members, run([0, 1], stacked=False).members, origin)) <= SAME:
+        found.append(f"vectorised and plain loop differ by {off:.1e} of the way that {steps} steps went")
+    if not (off := _distance(together.members[1:], run([1]).members, origin[1:])) <= SAME:
+        found.append(f"a member trained in company differs from the same alone by {off:.1e} of the way that {steps} steps went")
+    first, second = run([0, 1], 1), run([0, 1], 0)
     second.load(copy.deepcopy(first.state()))
     for _ in range(steps - 1):
         first.advance()
         second.advance()
-    if _distance(first.members, second.members) > 0:
+    if _distance(first.members, second.members, origin) != 0:
         found.append("a resumed run does not go on bit for bit")
     return found
 
 
-def _distance(ones, others) -> float:
-    """Largest difference of any parameter, in units of the learning rate's usual step of 1."""
-    pairs = (zip(a.parameters(), b.parameters(), strict=True) for a, b in zip(ones, others, strict=True))
-    return max(float((p - q).detach().abs().max()) for pair in pairs for p, q in pair)
+def _distance(ones, others, origin) -> float:
+    """How far `ones` and `others` lie apart (root of the sum of squares), in units of the way from `origin` to `others`.
+
+    Relative, since a learning rate of 1e-4 moves nothing by more than 1e-3; over all parameters, since rounding may turn the
+    sign of a gradient that is next to nothing, which is a whole step of Adam for that one entry.
+    """
+
+    def square(first, second) -> float:
+        pairs = (pair for a, b in zip(first, second, strict=True) for pair in zip(a.parameters(), b.parameters(), strict=True))
+        return sum(float((p.detach() - q.detach()).double().square().sum()) for p, q in pairs)
+
+    apart, way = square(ones, others), square(others, origin)
+    return math.sqrt(apart / way) if way else 0.0 if apart == 0 else math.inf
 
 
 def budget_files(folder: Path, limit: int) -> list[str]:
