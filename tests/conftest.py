@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import claimlab  # noqa: F401 - before torch: it says how torch's threads wait
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
