@@ -28,10 +28,10 @@ DIFFERENCES = {  # mean 0; the skewness of a gamma variable of shape k is 2 / sq
 }
 
 
-def false_support(draw, n: int) -> float:
+def false_support(draw, n: int, sided: int = 2) -> float:
     """Share of draws whose interval lies wholly above the true mean."""
     rng = np.random.default_rng(0)
-    return sum(interval(draw(rng, n))[0] > 0 for _ in range(DRAWS)) / DRAWS
+    return sum(interval(draw(rng, n), sided=sided)[0] > 0 for _ in range(DRAWS)) / DRAWS
 
 
 @pytest.mark.parametrize("n", [5, 10, 20])
@@ -57,6 +57,42 @@ def test_the_exponential_at_five_seeds_is_as_bad_as_the_docstring_says():
     rng = np.random.default_rng(0)
     student = sum(stats.ttest_1samp(draw(rng, 5), 0, alternative="greater").pvalue < 0.025 for _ in range(DRAWS)) / DRAWS
     assert student > 0.10
+
+
+@pytest.mark.parametrize(
+    ("draw", "low", "high"),
+    [
+        (lambda rng, n: 2 - rng.gamma(2, size=n), 0.045, 0.065),  # skewness 1.4: the docstring says 5.5 %
+        (lambda rng, n: 4 - rng.gamma(4, size=n), 0.03, 0.05),
+    ],
+)
+def test_between_normal_and_exponential_the_docstring_holds(draw, low, high):
+    assert low < false_support(draw, 5) <= high
+
+
+def test_one_sided_bounds_are_as_good_as_the_docstring_says():
+    noise = 2 * math.sqrt(0.05 * 0.95 / DRAWS)
+    for name in ("normal", "skewed to the right", "heavy tails"):
+        assert false_support(DIFFERENCES[name], 5, sided=1) <= 0.05 + noise
+    assert false_support(DIFFERENCES["skewed to the left"], 5, sided=1) == pytest.approx(0.07, abs=0.012)
+    assert false_support(lambda rng, n: 1 - rng.exponential(size=n), 5, sided=1) == pytest.approx(0.13, abs=0.018)
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=3, max_size=8), st.sampled_from([1e-20, 1e-9, 3.0, 1e12]), st.integers(-5, 5))
+@settings(max_examples=60, deadline=None)
+def test_the_unit_and_the_origin_of_a_metric_do_not_matter(whole, unit, origin):
+    values = np.array(whole, dtype=float)
+    expected = np.array(interval(values)) + origin
+    assert np.array(interval((values + origin) * unit)) / unit == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=3, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_mirror_image_has_the_mirrored_interval(values):
+    low, high = interval(np.array(values))
+    mirrored = interval(-np.array(values))
+    assert mirrored == pytest.approx((-high, -low), rel=1e-9, abs=1e-12)
+    assert low <= np.mean(values) + 1e-12 and high >= np.mean(values) - 1e-12
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6), st.floats(-5, 5))
@@ -172,6 +208,18 @@ def test_a_member_that_stopped_early_is_named():
     rows = pd.concat([table({"old": [0.1] * 5, "new": [0.5] * 5}, step=s) for s in (10, 20)])
     found = judge(PAIRED, rows[~((rows["arm"] == "new") & (rows["seed"] == 4) & (rows["step"] == 20))])
     assert found.verdict == "undecided" and "seed 4" in found.reason
+
+
+def test_of_a_step_written_twice_the_later_row_counts():
+    again = table({"old": [0.1] * 40, "new": [0.9] * 40})
+    found = judge(PAIRED, pd.concat([table({"old": [0.1] * 40, "new": [0.5] * 40}), again]))
+    assert found.effect == pytest.approx(0.8)
+
+
+def test_a_seed_that_recorded_only_another_metric_is_missed():
+    rows = pd.concat([table({"old": [0.1] * 5, "new": [0.5] * 5}), table({"old": [1.0] * 6, "new": [1.0] * 6}, metric="loss")])
+    found = judge(PAIRED, rows)
+    assert found.verdict == "undecided" and "seed 5" in found.reason
 
 
 @pytest.mark.parametrize(

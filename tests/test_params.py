@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from hypothesis import given
@@ -48,6 +49,11 @@ class Params:
         ("shuffle", "perhaps", "one of False, True"),
         ("shuffle", 1, "one of False, True"),
         ("steps", "__import__('os')", "steps"),
+        ("alpha", 10**400, "alpha must be in [0, 32]"),
+        ("alpha", "1e400", "alpha = inf"),
+        ("alpha", [8.0], "alpha = [8.0]"),
+        ("alpha", 8 + 0j, "alpha = (8+0j)"),
+        ("order", ["least"], "one of least, most"),
     ],
 )
 def test_a_bad_value_is_refused_with_knob_value_and_range(name, value, words):
@@ -85,6 +91,22 @@ def test_text_and_json_come_back_as_the_same_values(alpha, order, shuffle, steps
     assert isinstance(made.alpha, float) and isinstance(made.steps, int)
 
 
+def test_numbers_of_a_grid_are_taken_as_the_knobs_own_type():
+    made = params.make(Params, {"alpha": np.float32(2.5), "steps": np.int64(40), "seeds": 3.0})
+    assert (made.alpha, made.steps, made.seeds) == (2.5, 40, 3)
+    assert [type(v) for v in (made.alpha, made.steps, made.seeds)] == [float, int, int]
+    assert json.loads(json.dumps(params.values(made))) == params.values(made)
+
+
+def test_a_choice_among_numbers_keeps_its_declared_type():
+    @dataclass(frozen=True)
+    class Halves:
+        depth: int = knob(2, "layers", choices=(2, 4))
+
+    for given_value in (4, 4.0, "4"):
+        assert repr(params.make(Halves, {"depth": given_value}).depth) == "4"
+
+
 def test_papermill_reads_the_parameters_cell_back(tmp_path):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(params.cell(Params), metadata={"tags": ["parameters"]})])
     book.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
@@ -112,6 +134,8 @@ def test_salib_samples_the_knobs_within_their_ranges():
 def test_a_declaration_without_range_or_with_a_bad_default_is_refused():
     with pytest.raises(TypeError, match="needs low and high"):
         knob(1.0, "no range")
+    with pytest.raises(TypeError, match="finite range"):
+        knob(1.0, "no end", low=0.0, high=float("inf"))
 
     @dataclass(frozen=True)
     class Bad:
@@ -119,6 +143,17 @@ def test_a_declaration_without_range_or_with_a_bad_default_is_refused():
 
     with pytest.raises(KnobError, match="alpha = 9"):
         params.knobs(Bad)
+
+
+def test_the_written_type_is_that_of_the_default():
+    """A float that starts as 8 would otherwise refuse 8.5 as no whole number."""
+
+    @dataclass(frozen=True)
+    class Slip:
+        alpha: float = knob(8, "blending strength", low=0, high=32)
+
+    with pytest.raises(TypeError, match="alpha is written as float"):
+        params.knobs(Slip)
 
 
 @pytest.mark.parametrize("text", ["alpha", "=3", "alpha=", " =1"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +51,11 @@ class Knob:
         value = self._parse(value) if isinstance(value, str) and self.type is not str else value
         if self.choices is not None:
             if value in self.choices and isinstance(value, bool) == isinstance(self.default, bool):
-                return value
+                return self.choices[self.choices.index(value)]  # 4.0 means the declared 4
             raise self._refusal(value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._refusal(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not self.low <= value <= self.high:
+            raise self._refusal(value)  # nan and inf lie in no range
         if self.type is int and value != int(value):
-            raise self._refusal(value)
-        if not self.low <= value <= self.high:
             raise self._refusal(value)
         return self.type(value)
 
@@ -72,15 +71,17 @@ class Knob:
 
     def _refusal(self, value: Any) -> KnobError:
         shown = repr(value) if isinstance(value, str) else str(value)
-        return KnobError(f"{self.name} = {shown or 'empty'} is not allowed: {self.name} must be {self.allowed} ({self.help})")
+        return KnobError(f"{self.name} = {shown} is not allowed: {self.name} must be {self.allowed} ({self.help})")
 
 
 def knob(default: Any, help: str, *, low=None, high=None, choices=None, unit: str = "", live: bool = False) -> Any:
-    """Declare a knob as a dataclass field. Numbers need `low` and `high`; names and switches need `choices`."""
+    """Declare a knob as a dataclass field. Numbers need finite `low` and `high`; names and switches need `choices`."""
     if isinstance(default, bool) and choices is None:
         choices = (False, True)
     if choices is None and (low is None or high is None):
         raise TypeError(f"the knob with help {help!r} needs low and high, or choices")
+    if choices is None and not (math.isfinite(low) and math.isfinite(high)):
+        raise TypeError(f"the knob with help {help!r} needs a finite range, not [{low}, {high}]")
     choices = None if choices is None else tuple(choices)
     facts = dict(help=help, low=low, high=high, choices=choices, unit=unit, live=live)
     return dataclasses.field(default=default, metadata={"knob": facts})
@@ -94,6 +95,10 @@ def knobs(params: type) -> tuple[Knob, ...]:
             raise TypeError(f"{params.__name__}.{field.name} is not declared with knob(...)")
         one = Knob(field.name, field.default, **field.metadata["knob"])
         one.check(one.default)
+        if one.type.__name__ != (written := getattr(field.type, "__name__", field.type)):
+            raise TypeError(
+                f"{params.__name__}.{one.name} is written as {written}, but its default {one.default!r} is another type"
+            )
         found.append(one)
     return tuple(found)
 
