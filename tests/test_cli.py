@@ -1,17 +1,19 @@
 """The command line as a person types it: output, exit codes, and refusals before anything starts."""
 
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from claimlab import cli, console, contract, readme, scaffold
+from claimlab import cli, console, contract, readme, runner, scaffold
 from claimlab import study as studies
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
@@ -51,6 +53,26 @@ def test_listing_needs_no_heavy_import(own_studies):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    child = subprocess.Popen([sys.executable, "-m", "claimlab.cli", "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait(timeout=30) == 0
+
+
+def test_json_holds_no_nan(own_studies, home, capsys):
+    book = Ledger()
+    run = book.start_run("toy-blobs", {"rate": 0.1})
+    book.event(run, "note", payload={"norm": float("inf"), "losses": [1.0, float("nan")]})
+    book.close()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    shown = json.loads(said(capsys, "runs", "show", run, "--json")[1], parse_constant=refuse)
+    (event,) = [e for e in shown["events"] if e["kind"] == "note"]
+    assert event["payload"] == {"norm": None, "losses": [1.0, None]}
 
 
 def test_show_prints_claims_and_knobs(own_studies, capsys):
@@ -201,6 +223,75 @@ def test_a_port_out_of_range_is_refused(port):
         console.free_port(port)
 
 
+# ---- the tour and the dashboard
+
+
+@pytest.mark.slow
+def test_the_tour_judges_three_studies_writes_the_report_and_ends(tmp_path, monkeypatch):
+    for name in ("CLAIMLAB_HOME", "CLAIMLAB_LEDGER", "CLAIMLAB_STUDIES"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-m", "claimlab.cli", "tour", "--no-serve", "--profile", "smoke"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "runs" / "report" / "index.html").read_text(encoding="utf-8")
+    for slug in console.TOUR:
+        assert f"{slug} finished" in done.stdout and f"{slug}.html" in text
+        for claim in studies.find(slug).claims:
+            assert f"{claim.id}: " in done.stdout
+    assert Path("runs/report/index.html").as_posix() in done.stdout
+
+
+def test_an_interrupt_ends_the_tour_and_starts_no_other_study(own_studies, home, monkeypatch):
+    started = []
+
+    def interrupted(slug, values, **options):
+        started.append(slug)
+        book = Ledger()
+        run = book.start_run(slug, {})
+        book.event(run, "interrupted")
+        book.close()
+        return runner.Outcome(run, slug, "stopped", 1.0, {}, [], None, None, None, "interrupted")
+
+    monkeypatch.setattr(console, "run_with_bar", interrupted)
+    assert console.tour(8501, "smoke", serve=False) == 130 and started == [console.TOUR[0]]
+
+
+def test_the_dashboard_takes_the_next_free_port_says_so_and_ends_with_an_interrupt(home):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "claimlab.cli", "dashboard", "--port", str(port)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            address = child.stdout.readline().split()[1]
+            until = time.monotonic() + 60
+            while not healthy(address) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert healthy(address)
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=30)
+        finally:
+            child.kill()
+    assert child.returncode == 0 and f"Port {port} is in use" in err and not healthy(address)
+
+
+def healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def test_a_dashboard_that_dies_shows_its_last_words(home, capsys):
+    home.mkdir(parents=True)
+    (home / "dashboard.log").write_text("no module named sunshine")
+    assert console.wait(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])) == 1
+    err = capsys.readouterr().err
+    assert "code 3" in err and "sunshine" in err
+
+
 # ---- a new study
 
 
@@ -241,6 +332,39 @@ def test_a_bad_or_taken_name_is_refused(project, slug):
 def test_the_readme_is_in_sync_with_the_reference_results():
     root = studies.PACKAGE.parent.parent
     assert (root / "README.md").read_text(encoding="utf-8") == readme.fresh(root)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "data/README.md"])
+def test_what_a_page_links_to_is_there(name):
+    path = studies.PACKAGE.parent.parent / name
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")) if "://" not in link]
+    assert [link for link in links if not (path.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_reference_results_replace_those_of_the_same_study_and_reach_the_readme(tmp_path, monkeypatch):
+    root = studies.PACKAGE.parent.parent
+    own = tmp_path / "src"  # studies that lie inside of the project whose results are recorded
+    for slug in ("aa", "bb"):
+        (own / "blobs").mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "tests" / "fixtures" / "toy_blobs.py", own / "blobs" / f"{slug}.py")
+    monkeypatch.setenv("CLAIMLAB_STUDIES", str(own))
+    (tmp_path / "README.md").write_text(f"{readme.BEGIN}\n{readme.END}\n", encoding="utf-8")
+    head = "study,claim,kind,verdict,effect,low,high,n,margin,control,says_nothing,profile"
+    old = "aa,fast-wins,paired,undecided,0.1,0,0.2,5,0.05,,no,default\nbb,fast-wins,paired,refuted,0,0,0,5,0.05,,no,default"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "verdicts.csv").write_text(f"{head}\n{old}\n", encoding="utf-8")
+    new = "aa,fast-wins,paired,supported,0.3,0.2,0.4,5,0.05,,yes,default\nmixup,x,paired,supported,1,1,1,5,0,,no,default"
+    (tmp_path / "new.csv").write_text(f"{head}\n{new}\n", encoding="utf-8")
+    readme.record(tmp_path, tmp_path / "new.csv")
+    kept = (tmp_path / "data" / "verdicts.csv").read_text(encoding="utf-8").splitlines()
+    assert kept == [head, new.splitlines()[0], old.splitlines()[1]]
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "✔ fast-wins: supported (also under its control: says nothing)" in text and "✘ fast-wins: refuted" in text
+
+
+def test_a_reference_needs_the_default_profile(own_studies, home, capsys):
+    code, out, err = said(capsys, "report", "toy-blobs", "--profile", "smoke", "--reference")
+    assert code == 2 and "default profile" in err and out == ""
 
 
 def test_a_stale_readme_is_written_anew(tmp_path):

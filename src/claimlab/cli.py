@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     options = parser().parse_args(arguments)
     try:
-        return options.act(options)
+        code = options.act(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as in `claimlab list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (KnobError, StudyError) as wrong:
         print(f"claimlab: {wrong}", file=sys.stderr)
         return 2
@@ -66,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
     runs_parser = add("runs", runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
     runs_parser.add_argument("what", nargs="*", metavar="show ID")
     runs_parser.add_argument("--study")
-    _add_steer(
-        add("steer", steer, "change a running run: `claimlab steer ID set lr=1e-3` or `claimlab steer ID stop`", reads=True)
-    )
+    _add_steer(add("steer", steer, "change a running run: `steer ID set lr=1e-3` or `steer ID stop`", reads=True))
     return top
 
 
@@ -92,6 +97,7 @@ def _add_report(one: argparse.ArgumentParser) -> None:
     one.add_argument("-o", "--out", type=Path, default=Path("runs/report"))
     one.add_argument("--single-file", action="store_true")
     one.add_argument("--force", action="store_true", help="reuse no earlier run")
+    one.add_argument("--reference", action="store_true", help="write data/verdicts.csv and the README's table as well")
 
 
 def _add_steer(one: argparse.ArgumentParser) -> None:
@@ -105,10 +111,23 @@ def _add_steer(one: argparse.ArgumentParser) -> None:
 # ---- reading
 
 
+def _tell(found: Any, indent: int | None = 1) -> None:
+    """Print strict JSON: a number that is not finite, which JSON does not have, becomes null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(finite(found), indent=indent, allow_nan=False))
+
+
 def list_studies(options) -> int:
     found = studies.catalogue()
     if options.json:
-        print(json.dumps([s.as_dict() for s in found if not s.broken], indent=1))
+        _tell([s.as_dict() for s in found if not s.broken])
     else:
         for one in found:
             print(f"{one.slug:24} {one.family:14} " + (f"BROKEN: {one.broken}" if one.broken else one.paper.question))
@@ -121,11 +140,7 @@ def list_studies(options) -> int:
 def show(options) -> int:
     one = studies.find(options.study)
     if options.json:
-        print(
-            json.dumps(
-                {**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)}, indent=1
-            )
-        )
+        _tell({**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)})
         return 0
     print(f"{one.paper.question}\n\n{one.paper.title} ({one.paper.authors}, {one.paper.year})\n\nClaims")
     for claim in one.claims:
@@ -147,17 +162,12 @@ def runs(options) -> int:
     book.reap()
     if options.what:
         one = book.run(options.what[1])
-        facts = {
-            **one,
-            "verdicts": book.verdicts(one["id"]),
-            "artifacts": book.artifacts(one["id"]),
-            "events": book.events(one["id"]),
-        }
-        print(json.dumps(facts, indent=1) if options.json else _described(facts))
+        facts = {**one, **{kind: getattr(book, kind)(one["id"]) for kind in ("verdicts", "artifacts", "events")}}
+        _tell(facts) if options.json else print(_described(facts))
         return 0
     found = book.runs(study=options.study)
     if options.json:
-        print(json.dumps(found, indent=1))
+        _tell(found)
     elif not found:
         print("No run yet. Start one with `claimlab run STUDY`.")
     for one in [] if options.json else found:
@@ -185,7 +195,7 @@ def run(options) -> int:
         single_file=options.single_file, run_id=options.run_id,
     )  # fmt: skip
     if options.json:
-        print(json.dumps(outcome.as_dict()))
+        _tell(outcome.as_dict(), indent=None)
     else:
         console.tell(outcome)
     return 1 if outcome.status == "failed" else 0
@@ -202,9 +212,15 @@ def report(options) -> int:
     chosen = [s for s in chosen if options.family in (None, s.family) and options.theme in (None, s.paper.theme)]
     if not chosen:
         raise StudyError("no study is of that family and theme")
+    if options.reference and options.profile != "default":
+        raise StudyError("reference results are those of the default profile")
     index = console.report_with_bar(
         [s.slug for s in chosen], options.profile, options.out, single_file=options.single_file, force=options.force
     )
+    if options.reference:
+        from claimlab import readme
+
+        readme.record(studies.root(), options.out / "verdicts.csv")
     print(index)
     return 0
 
@@ -239,7 +255,7 @@ def steer(options) -> int:
         number = book.command(one["id"], options.verb, payload, arm=options.arm, by="command line")
         answers.append(console.await_answer(book, one["id"], number, options.timeout))
     for answer in answers:
-        print(json.dumps(answer) if options.json else answer["text"])
+        _tell(answer, indent=None) if options.json else print(answer["text"])
     return 0 if all(a["ok"] for a in answers) else 2
 
 
@@ -263,7 +279,7 @@ def check(options) -> int:
     found = [studies.find(options.study)] if options.study else studies.catalogue()
     reports = {one.slug: contract.missing(one) for one in found}
     if options.json:
-        print(json.dumps(reports, indent=1))
+        _tell(reports)
     for slug, missing in {} if options.json else reports.items():
         print(f"{slug}: " + ("everything is there" if not missing else f"{len(missing)} to mend"))
         for one in missing:

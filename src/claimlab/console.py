@@ -1,4 +1,4 @@
-"""What the command line shows while it waits: progress bars over training steps, verdicts as sentences, the dashboard's address."""
+"""What the command line shows while it waits: progress bars over training steps, verdicts as sentences, an address."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from claimlab import report as reports
 from claimlab import runner
 from claimlab import study as studies
+from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError
 
 TOUR = ("mixup", "quantum-well-pinn", "fullgrad")
@@ -75,22 +76,34 @@ def tour(port: int, profile: str, serve: bool = True) -> int:
     process, address = start_dashboard(port) if serve else (None, "")
     if serve:
         ERRORS.print(f"Dashboard: {address}", highlight=False)
-    failed = False
     try:
         slugs = [s for s in TOUR if any(one.slug == s for one in studies.catalogue())]
+        failed = False
         for slug in slugs:
             outcome = run_with_bar(slug, {}, profile=profile)
             tell(outcome)
+            if outcome.status == "stopped" and _interrupted(outcome.run):
+                return 130
             failed |= outcome.status == "failed"
         index = reports.report(slugs, profile, Path("runs/report"), control=False)
-        print(f"\nReport: {_short(index)}")
+        print(f"\nReport: {_short(index)}", flush=True)
         if process is not None:
             print(f"Dashboard: {address}  (Ctrl-C ends it)", flush=True)
-            wait(process)
+            failed |= wait(process) != 0
+        return 1 if failed else 0
     finally:
         if process is not None and process.poll() is None:
             process.terminate()
-    return 1 if failed else 0
+            process.wait(timeout=10)
+
+
+def _interrupted(run: str) -> bool:
+    """Whether the person at this terminal stopped the run, rather than a command from elsewhere."""
+    book = Ledger()
+    try:
+        return any(event["kind"] == "interrupted" for event in book.events(run))
+    finally:
+        book.close()
 
 
 def start_dashboard(port: int) -> tuple[subprocess.Popen, str]:
@@ -103,9 +116,15 @@ def start_dashboard(port: int) -> tuple[subprocess.Popen, str]:
         raise KnobError(f"there is no dashboard at {app}; run this command in a checkout of the project")
     command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(free), "--server.address", "127.0.0.1",
                "--server.headless", "true", "--browser.gatherUsageStats", "false"]  # fmt: skip
-    environment = os.environ | {"CLAIMLAB_HOME": os.environ.get("CLAIMLAB_HOME") or str(Path("runs").absolute())}
-    process = subprocess.Popen(command, cwd=studies.root(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    environment = os.environ | {"CLAIMLAB_HOME": str(home().absolute())}
+    home().mkdir(parents=True, exist_ok=True)
+    with _log().open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, cwd=studies.root(), stdout=log, stderr=log, env=environment)
     return process, f"http://127.0.0.1:{free}"
+
+
+def _log() -> Path:
+    return home() / "dashboard.log"
 
 
 def free_port(port: int) -> int:
@@ -124,13 +143,16 @@ def free_port(port: int) -> int:
 
 
 def wait(process: subprocess.Popen) -> int:
-    """Wait for the dashboard; Ctrl-C ends it."""
+    """Wait for the dashboard; Ctrl-C ends it with 0. One that ends by itself has failed, and its last words are shown."""
     try:
-        return process.wait()
+        code = process.wait()
     except KeyboardInterrupt:
         process.terminate()
         process.wait(timeout=10)
         return 0
+    last = "\n".join(_log().read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+    ERRORS.print(f"The dashboard has ended by itself (code {code}). {_log()} says:\n{last}", markup=False, highlight=False)
+    return 1
 
 
 def await_answer(book: Any, run: str, number: int, timeout: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from pathlib import Path
 
@@ -51,3 +52,25 @@ def sync(root: Path) -> list[Path]:
         return []
     path.write_text(text, encoding="utf-8")
     return [path]
+
+
+def record(root: Path, results: Path) -> None:
+    """Take the lines of a report's verdicts.csv over into data/verdicts.csv, and write the table anew.
+
+    The lines of a study are replaced together; those of studies that the report does not hold stay. Studies from outside of
+    the project are no part of its reference results.
+    """
+    from claimlab.report import COLUMNS, read_csv
+
+    kept = root / "data" / "verdicts.csv"
+    known = [s.slug for s in catalogue() if not s.broken and s.path.is_relative_to(root)]
+    new = read_csv(results)
+    replaced = {row["study"] for row in new}
+    rows = [row for row in read_csv(kept) if row["study"] not in replaced] + new
+    rows = sorted((row for row in rows if row["study"] in known), key=lambda row: known.index(row["study"]))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    sync(root)
