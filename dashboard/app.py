@@ -1,13 +1,14 @@
-"""The dashboard's navigation. Each page is a script under pages/; what two pages show stands in panels/."""
+"""The dashboard's navigation. Each page is a script under app_pages/ (a folder `pages/` would be taken for an older
+kind of multipage app on a fresh server); what two pages show stands in panels/."""
 
 import streamlit as st
 
 st.set_page_config(page_title="claimlab", page_icon=":material/science:", layout="wide")
 st.navigation(
     [
-        st.Page("pages/catalogue.py", title="Catalogue", icon=":material/search:", default=True,
+        st.Page("app_pages/catalogue.py", title="Catalogue", icon=":material/search:", default=True,
                 help="All studies by the question they ask: search, filter, and see which claims hold."),
-        st.Page("pages/study.py", title="Study", icon=":material/experiment:", url_path="study",
+        st.Page("app_pages/study.py", title="Study", icon=":material/experiment:", url_path="study",
                 help="One study: turn its knobs, run it, watch the curves and read the verdicts."),
     ],
     position="top",

@@ -12,14 +12,14 @@ if not slug:
     st.title("Choose a study")
     for one in (s for s in store.studies() if not s.broken):
         st.page_link(
-            "pages/study.py", label=plain(one.paper.question), icon=":material/experiment:", query_params={"study": one.slug}
+            "app_pages/study.py", label=plain(one.paper.question), icon=":material/experiment:", query_params={"study": one.slug}
         )
     st.stop()
 try:
     chosen = study.find(slug)
 except study.StudyError as error:
     st.error(plain(error), title="This study cannot be shown", icon=":material/link_off:")
-    st.page_link("pages/catalogue.py", label="Back to the catalogue", icon=":material/arrow_back:")
+    st.page_link("app_pages/catalogue.py", label="Back to the catalogue", icon=":material/arrow_back:")
     st.stop()
 
 run, trouble = None, ""

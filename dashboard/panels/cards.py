@@ -56,7 +56,7 @@ def _card(one: Study, standing: Standing, going: dict[str, Any] | None) -> None:
         )
     else:
         st.caption("Reference results of the project" if standing.reference else "Not run yet")
-    st.page_link("pages/study.py", label="Open the study", icon=":material/experiment:", query_params={"study": one.slug})
+    st.page_link("app_pages/study.py", label="Open the study", icon=":material/experiment:", query_params={"study": one.slug})
 
 
 def _broken(one: Study) -> None:

@@ -16,8 +16,9 @@ from claimlab import figures
 INK = {"light": "#3d4852", "dark": "#c3cbd3"}
 FONT = "Source Sans, sans-serif"  # the type family of the pages, shipped with Streamlit
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+PANELS = 680  # pixels that a figure of several panels needs
 POINTS = 6000  # of all lines of one chart together
-LEGEND_ROW, CHARACTER = 24, 7.5
+LEGEND_ROW, CHARACTER, NARROW = 22, 7.0, 300
 
 
 def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "") -> None:
@@ -32,7 +33,10 @@ def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = N
     figure.update_annotations(font_color=ink, selector=lambda note: note.font.color in (None, figures.INK))
     if height is not None:
         figure.update_layout(height=height)
-    st.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None)
+    # panels beside each other need their width: a narrow page scrolls them instead of crushing them
+    panels = len([name for name in figure.layout if name.startswith("xaxis")])
+    place = st.grid(1, min_column_width=PANELS, wrap=False) if panels > 1 else st.container()
+    place.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None)
 
 
 def load(path: str) -> go.Figure | None:
@@ -77,12 +81,21 @@ def _at_fewer_steps(part: pd.DataFrame, limit: int) -> pd.DataFrame:
     return part[part["step"].isin(wide.index[sorted(keep)])]
 
 
-def legend_room(figure: go.Figure, width: int = 560) -> int:
-    """Height in pixels that the legend below a chart of this width takes."""
-    used, rows = 0.0, 1
-    for name in (t.name for t in figure.data if t.showlegend is not False and t.name):
-        need = 50 + CHARACTER * len(name)
-        if used + need > width:
-            rows, used = rows + 1, 0.0
-        used += need
-    return rows * LEGEND_ROW
+def legend_below(figure: go.Figure, height: int) -> go.Figure:
+    """Make room below a chart of this height for its legend; where all arms have the same n, the title alone says it."""
+    names = [t.name for t in figure.data if t.showlegend is not False and t.name]
+    counts = {name.rpartition(" (n = ")[2] for name in names}
+    if len(counts) == 1:
+        figure.for_each_trace(lambda t: t.update(name=t.name.rpartition(" (n = ")[0] or t.name) if t.name else None)
+        names = [name.rpartition(" (n = ")[0] or name for name in names]
+    # plotly sets the entries in columns as wide as the longest one
+    columns = max(1, int(NARROW / (46 + CHARACTER * max(map(len, names), default=0))))
+    room = LEGEND_ROW * -(-len(names) // columns)
+    return figure.update_layout(height=height + room, margin_b=56 + room, legend_maxheight=0.9)
+
+
+def padded(figure: go.Figure, *values: float | None) -> go.Figure:
+    """Give the x axis room on both sides of these values, so that what is written at the outermost one is not cut off."""
+    known = [v for v in values if v is not None and np.isfinite(v)]
+    spread = (max(known) - min(known)) or abs(known[0]) or 1.0
+    return figure.update_xaxes(range=[min(known) - 0.32 * spread, max(known) + 0.32 * spread])

@@ -151,9 +151,7 @@ def _figure(study: Study, run: str, table: pd.DataFrame, metric: str, mark: tupl
             payload = event["payload"]
             figure.add_vline(x=event["step"], line={"dash": "dot", "width": 1, "color": figures.INK},
                              annotation_text=f"{payload.get('name')} {payload.get('old')} → {payload.get('new')}")  # fmt: skip
-        room = charts.legend_room(figure)
-        figure.update_layout(height=HEIGHT + room, margin_b=60 + room)
-        drawn[metric] = (mark, figure, sentence(study, table, metric))
+        drawn[metric] = (mark, charts.legend_below(figure, HEIGHT), sentence(study, table, metric))
     return drawn[metric][1:]
 
 

@@ -101,15 +101,17 @@ def _number(text: str) -> float | None:
 
 
 def standings(found: list[Study]) -> dict[str, Standing]:
-    """The standing of every study: its last finished run that was judged, else the reference results."""
+    """The standing of every study: its last finished run, else the reference results. A smoke run, which lasts seconds and
+    judges little, counts only where there is neither."""
     book, known = ledger(), reference()
     latest: dict[str, dict[str, Any]] = {}
+    smoke: dict[str, dict[str, Any]] = {}
     for row in book.runs(status="finished", limit=2000):
         if not row["control"]:
-            latest.setdefault(row["study"], row)
+            (smoke if row["profile"] == "smoke" else latest).setdefault(row["study"], row)
     result = {}
     for one in found:
-        run = latest.get(one.slug)
+        run = latest.get(one.slug) or (None if one.slug in known else smoke.get(one.slug))
         if run is None:
             rows = known.get(one.slug, {})
             control = {claim: row["control"] for claim, row in rows.items() if row.get("control")}

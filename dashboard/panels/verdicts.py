@@ -37,8 +37,10 @@ def _card(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: s
         st.caption(plain(_rule(claim)))
     if drawn:
         with picture:
-            figure = figures.paired(verdict, claim)
-            charts.show(figure.update_layout(title_text=None), key=f"verdict-{claim.id}", height=190,
+            figure = figures.paired(verdict, claim).update_layout(title_text=None)
+            seen = [value for _, value in verdict["values"]] + [verdict[k] for k in ("effect", "low", "high")]
+            charts.padded(figure, claim.threshold, *([0.0] if claim.kind == "paired" else []), *seen)
+            charts.show(figure, key=f"verdict-{claim.id}", height=190,
                         alt=f"{shown}: {measured(verdict)}, margin {claim.threshold:g}")  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def catalogue(**query) -> AppTest:
 def page(**query) -> AppTest:
     at = AppTest.from_file(str(APP), default_timeout=60).run()
     at.query_params.update({"study": SLUG, **query})
-    return sound(at.switch_page("pages/study.py").run())
+    return sound(at.switch_page("app_pages/study.py").run())
 
 
 def sound(at: AppTest) -> AppTest:
@@ -265,7 +265,7 @@ def test_a_running_run_shows_progress_curves_and_stops_on_request(lab):
     sound(at.run())
     figure = json.loads(at.get("plotly_chart")[0].proto.spec)
     lines = [t for t in figure["data"] if t["name"].startswith("fast")]
-    assert len(lines) == 5 + 1 + 1 and any("n = 5" in t["name"] for t in lines)
+    assert len(lines) == 5 + 1 + 1 and "n = 5" in words(at)
     assert "fast is 0.32 above slow in accuracy at step 30 (n = 5)" in words(at)
     sound(at.button(key="stop").click().run())
     assert [(c["verb"], c["by"]) for c in book.commands(run)] == [("stop", "dashboard")]
@@ -438,7 +438,7 @@ def test_the_dashboard_never_loads_torch(lab, tmp_path):
         "import sys\nfrom streamlit.testing.v1 import AppTest\n"
         f"at = AppTest.from_file({str(APP)!r}, default_timeout=60).run()\n"
         f"at.query_params['study'] = {SLUG!r}\n"
-        "at.switch_page('pages/study.py').run()\n"
+        "at.switch_page('app_pages/study.py').run()\n"
         "assert not at.exception and at.title\n"
         "print('torch' in sys.modules, 'papermill' in sys.modules)\n"
     )
