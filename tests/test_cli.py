@@ -241,10 +241,10 @@ def test_the_tour_judges_three_studies_writes_the_report_and_ends(tmp_path, monk
     assert Path("runs/report/index.html").as_posix() in done.stdout
 
 
-def test_an_interrupt_ends_the_tour_and_starts_no_other_study(own_studies, home, monkeypatch):
+def test_an_interrupt_ends_the_tour_and_starts_no_other_study(own_studies, home, monkeypatch, tmp_path):
     started = []
 
-    def interrupted(slug, values, **options):
+    def interrupted(slug, **options):
         started.append(slug)
         book = Ledger()
         run = book.start_run(slug, {})
@@ -252,8 +252,15 @@ def test_an_interrupt_ends_the_tour_and_starts_no_other_study(own_studies, home,
         book.close()
         return runner.Outcome(run, slug, "stopped", 1.0, {}, [], None, None, None, "interrupted")
 
-    monkeypatch.setattr(console, "run_with_bar", interrupted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "cores", lambda: 1)
+    monkeypatch.setattr(runner, "run", interrupted)
     assert console.tour(8501, "smoke", serve=False) == 130 and started == [console.TOUR[0]]
+
+
+def test_a_report_needs_a_job_at_least(own_studies, home, capsys):
+    code, _, err = said(capsys, "report", "toy-blobs", "--jobs", "0")
+    assert code == 2 and "jobs = 0" in err
 
 
 def test_the_dashboard_takes_the_next_free_port_says_so_and_ends_with_an_interrupt(home):

@@ -185,6 +185,18 @@ def test_an_interrupt_ends_the_report_with_what_there_is(study, own_studies, tmp
     assert page.count('class="box stopped"') == 2 and page.count("was interrupted before it ran") == 2 - jobs
 
 
+def test_studies_side_by_side_come_out_as_one_after_the_other(study, own_studies, tmp_path):
+    (own_studies / "blobs" / "late.py").write_text(LIGHT, encoding="utf-8")
+    found = find("late")
+    found.path.with_suffix(".ipynb").write_text(cells.template(found), encoding="utf-8")
+    told, pages = [], {}
+    for jobs in (1, 2):
+        report.report(["light", "late"], out=tmp_path / str(jobs), jobs=jobs, force=True, told=told.append)
+        pages[jobs] = (tmp_path / str(jobs) / "verdicts.csv").read_bytes()
+    assert pages[1] == pages[2] and pages[1].count(b"light") == 3
+    assert sorted((one.study, one.status) for one in told) == [("late", "finished")] * 2 + [("light", "finished")] * 2
+
+
 def test_an_unknown_study_is_refused_before_anything_starts(study, in_process, tmp_path):
     with pytest.raises(StudyError, match="did you mean light"):
         report.report(["light", "lihgt"], out=tmp_path / "out")

@@ -97,6 +97,7 @@ def _add_report(one: argparse.ArgumentParser) -> None:
     one.add_argument("-o", "--out", type=Path, default=Path("runs/report"))
     one.add_argument("--single-file", action="store_true")
     one.add_argument("--force", action="store_true", help="reuse no earlier run")
+    one.add_argument("--jobs", type=int, help="studies side by side (default: one a core, at most four)")
     one.add_argument("--reference", action="store_true", help="write data/verdicts.csv and the README's table as well")
 
 
@@ -214,9 +215,11 @@ def report(options) -> int:
         raise StudyError("no study is of that family and theme")
     if options.reference and options.profile != "default":
         raise StudyError("reference results are those of the default profile")
-    index = console.report_with_bar(
-        [s.slug for s in chosen], options.profile, options.out, single_file=options.single_file, force=options.force
-    )
+    jobs = console.cores() if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
+    index = console.report_with_bars([s.slug for s in chosen], options.profile, options.out, single_file=options.single_file,
+                                     force=options.force, jobs=jobs)  # fmt: skip
     if options.reference:
         from claimlab import readme
 

@@ -20,7 +20,7 @@ from claimlab import study as studies
 from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError
 
-TOUR = ("mixup", "quantum-well-pinn", "fullgrad")
+TOUR = ("mixup", "fullgrad", "quantum-well-pinn")  # the longest first
 STYLES = {"supported": ("green", "✔"), "refuted": ("red", "✘"), "undecided": ("yellow", "?")}
 ERRORS = Console(stderr=True)
 
@@ -42,13 +42,16 @@ def run_with_bar(slug: str, values: dict[str, Any], **options: Any) -> runner.Ou
         return runner.run(slug, values, progress=progress, **options)
 
 
-def report_with_bar(slugs: Iterable[str], profile: str, out: Path, **options: Any) -> Path:
-    """Write a report with one bar over all its runs."""
+def report_with_bars(slugs: Iterable[str], profile: str, out: Path, **options: Any) -> Path:
+    """Write a report with a bar for each of its runs."""
     with _bar() as bar:
-        line = bar.add_task("report", total=1)
+        lines: dict[str, Any] = {}
 
         def progress(done: int, total: int, text: str = "") -> None:
-            bar.update(line, completed=done, total=max(total, 1), description=text or "report")
+            name, _, where = text.partition(": ")
+            if name not in lines:
+                lines[name] = bar.add_task(name, total=1)
+            bar.update(lines[name], completed=done, total=max(total, 1), description=f"{name} {where}".strip())
 
         return reports.report(slugs, profile, out, progress=progress, **options)
 
@@ -72,21 +75,23 @@ def _short(path: Path) -> Path:
 
 
 def tour(port: int, profile: str, serve: bool = True) -> int:
-    """The dashboard, three quick studies through papermill, a report; then serve until Ctrl-C."""
+    """The dashboard, three quick studies through papermill side by side, a report; then serve until Ctrl-C."""
     process, address = start_dashboard(port) if serve else (None, "")
     if serve:
         ERRORS.print(f"Dashboard: {address}", highlight=False)
+    outcomes: list[runner.Outcome] = []
+
+    def told(outcome: runner.Outcome) -> None:
+        outcomes.append(outcome)
+        tell(outcome)
+
     try:
         slugs = [s for s in TOUR if any(one.slug == s for one in studies.catalogue())]
-        failed = False
-        for slug in slugs:
-            outcome = run_with_bar(slug, {}, profile=profile)
-            tell(outcome)
-            if outcome.status == "stopped" and _interrupted(outcome.run):
-                return 130
-            failed |= outcome.status == "failed"
-        index = reports.report(slugs, profile, Path("runs/report"), control=False)
+        index = report_with_bars(slugs, profile, Path("runs/report"), jobs=cores(), force=True, control=False, told=told)
         print(f"\nReport: {_short(index)}", flush=True)
+        if any(_interrupted(one.run) for one in outcomes if one.status == "stopped"):
+            return 130
+        failed = len(outcomes) < len(slugs) or any(one.status == "failed" for one in outcomes)
         if process is not None:
             print(f"Dashboard: {address}  (Ctrl-C ends it)", flush=True)
             failed |= wait(process) != 0
@@ -104,6 +109,11 @@ def _interrupted(run: str) -> bool:
         return any(event["kind"] == "interrupted" for event in book.events(run))
     finally:
         book.close()
+
+
+def cores() -> int:
+    """Studies to run side by side: one a core, and no more than four, for each keeps its libraries in memory."""
+    return min(4, os.cpu_count() or 1)
 
 
 def start_dashboard(port: int) -> tuple[subprocess.Popen, str]:

@@ -62,12 +62,14 @@ class Entry:
 
 def report(slugs: Iterable[str], profile: str = "default", out: Path | str = Path("runs/report"), *,
            progress: Callable[[int, int, str], None] | None = None, ledger: Any = None, jobs: int = 1, force: bool = False,
-           control: bool = True, single_file: bool = False) -> Path:  # fmt: skip
+           control: bool = True, single_file: bool = False,
+           told: Callable[[runner.Outcome], None] | None = None) -> Path:  # fmt: skip
     """Run what is missing or stale of these studies and write the report into the folder `out`; the path of its index.
 
     StudyError names an unknown study before anything starts. A study that is broken, fails or is stopped stands first in
     the index with its reason. Beside the pages: verdicts.csv, and plotly.min.js unless `single_file`. An interrupt ends
-    the running study and the report is written from what there is. `force` reuses nothing; `jobs` studies run at a time.
+    the running study and the report is written from what there is. `force` reuses nothing; `jobs` studies run at a time;
+    `told` hears of every run that has come to an end, controls aside.
     """
     from claimlab.ledger import Ledger
 
@@ -75,9 +77,9 @@ def report(slugs: Iterable[str], profile: str = "default", out: Path | str = Pat
     out.mkdir(parents=True, exist_ok=True)
     book = ledger or Ledger()
     entries = [Entry(study) for study in studies]
-    how = _How(book, profile, progress, force, control, jobs > 1)
+    how = _How(book, profile, progress, force, control, max(1, min(jobs, len(entries))), told)
     try:
-        _run_all(entries, how, jobs)
+        _run_all(entries, how)
         return _write(entries, book, profile, out, single_file)
     finally:
         if ledger is None:
@@ -119,8 +121,14 @@ class _How:
     progress: Callable[[int, int, str], None] | None
     force: bool
     control: bool
-    kernels: bool  # studies that run at the same time need a process each: the global generator is not shared safely
+    jobs: int
+    told: Callable[[runner.Outcome], None] | None = None
     over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def kernels(self) -> bool:
+        """Studies that run at the same time need a process each: the global generator is not shared safely."""
+        return self.jobs > 1
 
 
 def _studies(slugs: Iterable[str]) -> list[Study]:
@@ -129,13 +137,13 @@ def _studies(slugs: Iterable[str]) -> list[Study]:
     return [known[slug] if slug in known else find(slug) for slug in dict.fromkeys(wanted)]
 
 
-def _run_all(entries: list[Entry], how: _How, jobs: int) -> None:
+def _run_all(entries: list[Entry], how: _How) -> None:
     with _interrupts(how):
-        if jobs <= 1:
+        if how.jobs == 1:
             for entry in entries:
                 _fill(entry, how)
             return
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(how.jobs) as pool:
             for done in [pool.submit(_fill, entry, how) for entry in entries]:
                 done.result()
 
@@ -171,6 +179,8 @@ def _fill(entry: Entry, how: _How) -> None:
     entry.main, entry.reused = _outcome(entry, how, control=False)
     if entry.main is None:
         return None
+    if how.told is not None and not entry.reused:
+        how.told(entry.main)
     if entry.main.status != "finished":
         return entry.fail(entry.main.status, entry.main.reason)
     if how.control and entry.study.control.set:
