@@ -22,7 +22,9 @@ def table():
     return pd.DataFrame(rows, columns=["study", "arm", "seed", "step", "metric", "value"])
 
 
-CLAIM = Claim("c", "The new one is better.", kind="paired", metric="accuracy", arm="new", baseline="old", margin=0.05, better="higher")
+CLAIM = Claim(
+    "c", "The new one is better.", kind="paired", metric="accuracy", arm="new", baseline="old", margin=0.05, better="higher"
+)
 
 
 @given(st.integers(10, 400), st.integers(0, 10**6), st.sampled_from([20, 64]))
@@ -121,3 +123,39 @@ def test_long_titles_are_wrapped_and_get_room():
     long = figures.style(figures.go.Figure(), "many words " * 30)
     assert max(len(line) for line in long.layout.title.text.split("<br>")) <= figures.WIDTH
     assert long.layout.margin.t > short.layout.margin.t
+
+
+def test_thinning_keeps_both_ends():
+    x, y = figures.thin(np.arange(5001), np.sin(np.arange(5001) / 900), 100)
+    assert len(x) <= 100 and (x[0], x[-1]) == (0, 5000)
+
+
+def test_a_thinned_band_has_one_step_for_both_edges_and_covers_the_whole():
+    rng = np.random.default_rng(1)
+    steps = 3001
+    wide = pd.DataFrame({"low": rng.normal(-2, 0.1, steps), "high": rng.normal(2, 0.1, steps)}, index=np.arange(steps) * 10)
+    x, low, high = figures._hull(wide, 200)
+    assert len(x) == len(low) == len(high) == 200 and (x[0], x[-1]) == (0, 30000) and (np.diff(x) > 0).all()
+    assert low.min() == wide["low"].min() and high.max() == wide["high"].max()
+    assert (low[-1], high[-1]) == (wide["low"].iloc[-1], wide["high"].iloc[-1])
+
+
+def test_on_a_log_axis_the_label_of_a_reference_lies_at_its_line(table):
+    linear = figures.curve(table, "accuracy", title="t", y_title="y", references={"chance": 0.1})
+    log = figures.curve(table, "accuracy", title="t", y_title="y", references={"chance": 0.1}, log_y=True)
+    assert linear.layout.annotations[0].y == 0.1 and log.layout.annotations[0].y == pytest.approx(-1)
+    assert linear.layout.shapes[0].y0 == log.layout.shapes[0].y0 == 0.1
+
+
+def test_no_seed_hides_another_and_all_stay_within_their_bar(table):
+    figure = figures.bars(table, "accuracy", title="t", y_title="accuracy")
+    dots = next(t for t in figure.data if t.type == "scatter" and t.name == "other")
+    place = list(figure.layout.xaxis.ticktext).index("other")
+    assert len(set(dots.x)) == 5 and all(abs(x - place) < 0.4 for x in dots.x)
+
+
+def test_headings_of_panels_get_room_below_the_title():
+    from plotly.subplots import make_subplots
+
+    plain, headed = make_subplots(1, 2), make_subplots(1, 2, subplot_titles=["a", "b"])
+    assert figures.style(headed, "t").layout.margin.t > figures.style(plain, "t").layout.margin.t

@@ -5,6 +5,7 @@ The baseline is always grey and the paper's method always blue; other arms take 
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ WIDTH = 88  # characters of a title line at 700 px
 
 def template() -> go.layout.Template:
     """The common look: transparent ground, neutral ink, legend below the plot."""
-    axis = {"gridcolor": GRID, "linecolor": INK, "zerolinecolor": GRID, "automargin": True, "ticks": "outside", "tickcolor": INK}
+    axis = {"gridcolor": GRID, "linecolor": INK, "zerolinecolor": GRID, "automargin": True, "ticks": "outside", "tickcolor": INK,
+            "title": {"standoff": 10}}  # fmt: skip
     return go.layout.Template(layout={
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": [BLUE, *OTHERS],
         "font": {"family": "Helvetica, Arial, Liberation Sans, sans-serif", "size": 13, "color": INK},
@@ -55,7 +57,9 @@ def arm_colours(lab: Any) -> dict[str, str]:
 def style(figure: go.Figure, title: str, *, height: int = 420, x: str | None = None, y: str | None = None) -> go.Figure:
     """Give any figure the common look, a wrapped title that says what one sees, and axis titles with units."""
     lines = textwrap.wrap(title, WIDTH)
-    figure.update_layout(template=template(), height=height, title_text="<br>".join(lines), margin_t=42 + 22 * max(1, len(lines)))
+    headings = any(a.yref == "paper" and a.yanchor == "bottom" and a.y == 1 for a in figure.layout.annotations)  # of panels
+    top = 42 + 22 * max(1, len(lines)) + 22 * headings
+    figure.update_layout(template=template(), height=height, title_text="<br>".join(lines), margin_t=top)
     if x is not None:
         figure.update_xaxes(title_text=x)
     if y is not None:
@@ -64,15 +68,15 @@ def style(figure: go.Figure, title: str, *, height: int = 420, x: str | None = N
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` points of a curve [n]: lowest and highest of each of limit/2 stretches, so that spikes stay."""
+    """At most `limit` points of a curve [n]: its ends, and lowest and highest of each stretch, so that spikes stay."""
     x, y = np.asarray(x), np.asarray(y)
     if len(x) <= limit:
         return x, y
-    keep = []
-    for part in np.array_split(np.arange(len(x)), limit // 2):
+    keep = {0, len(x) - 1}
+    for part in np.array_split(np.arange(len(x)), limit // 2 - 1):
         finite = part[np.isfinite(y[part])]
-        keep += sorted({finite[y[finite].argmin()], finite[y[finite].argmax()]}) if len(finite) else [part[0]]
-    return x[keep], y[keep]
+        keep |= {finite[y[finite].argmin()], finite[y[finite].argmax()]} if len(finite) else {part[0]}
+    return x[sorted(keep)], y[sorted(keep)]
 
 
 def band(table: pd.DataFrame) -> pd.DataFrame:
@@ -100,9 +104,10 @@ def curve(table: pd.DataFrame, metric: str, *, arms: Sequence[str] | None = None
     for arm in shown:
         _arm_curve(figure, rows[rows["arm"] == arm], (names or {}).get(arm, arm), palette.get(arm, OTHERS[0]))
     for name, value in (references or {}).items():
-        figure.add_hline(
-            y=value, line={"dash": "dash", "color": INK, "width": 1}, annotation_text=name, annotation_font_color=INK
-        )
+        figure.add_hline(y=value, line={"dash": "dash", "color": INK, "width": 1})
+        height_on_axis = math.log10(value) if log_y else value  # plotly wants the exponent, for labels alone
+        figure.add_annotation(text=name, x=1, xref="x domain", y=height_on_axis, xanchor="right", yanchor="bottom",
+                              showarrow=False, font_color=INK)  # fmt: skip
     if log_y:
         figure.update_yaxes(type="log", exponentformat="power")
     figure.update_layout(uirevision=metric)
@@ -117,13 +122,25 @@ def _arm_curve(figure: go.Figure, rows: pd.DataFrame, name: str, colour: str) ->
     middle = band(rows)
     if rows["seed"].nunique() > 1:
         edge = {"mode": "lines", "line": {"width": 0}, "legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
-        x, low = thin(middle.index.to_numpy(), middle["low"].to_numpy())
-        _, high = thin(middle.index.to_numpy(), middle["high"].to_numpy())
+        x, low, high = _hull(middle)
         figure.add_scatter(x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), fill="toself",
                            fillcolor=faded(colour, 0.18), name=f"{name}, 95 % interval", **edge)  # fmt: skip
     x, mean = thin(middle.index.to_numpy(), middle["mean"].to_numpy())
     figure.add_scatter(x=x, y=mean, mode="lines", line={"color": colour, "width": 2.8}, legendgroup=name,
                        name=f"{name} (n = {rows['seed'].nunique()})")  # fmt: skip
+
+
+def _hull(middle: pd.DataFrame, limit: int = 500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, low and high of a band at no more than `limit` steps that both edges share: the widest of each stretch."""
+    if len(middle) <= limit:
+        return middle.index.to_numpy(), middle["low"].to_numpy(), middle["high"].to_numpy()
+    place = np.minimum(np.arange(len(middle)) * (limit - 1) // (len(middle) - 1), limit - 1)  # the last step stands alone
+    parts = middle.groupby(place)
+    return (
+        middle.index.to_numpy()[np.unique(place, return_index=True)[1]],
+        parts["low"].min().to_numpy(),
+        parts["high"].max().to_numpy(),
+    )
 
 
 def faded(colour: str, opacity: float) -> str:
@@ -170,16 +187,18 @@ def bars(table: pd.DataFrame, metric: str, *, arms: Sequence[str] | None = None,
     shown = [a for a in (arms or rows["arm"].unique()) if (rows["arm"] == a).any()]
     palette = palette or colours(shown, baseline, method)
     figure = go.Figure()
-    for arm in shown:
+    for place, arm in enumerate(shown):
         one = rows[rows["arm"] == arm]
         values = one.sort_values("step").groupby("seed")["value"].agg(lambda v: v.iloc[-1]).to_numpy()
         known, name = values[np.isfinite(values)], (names or {}).get(arm, arm)
         mean = known.mean() if len(known) else np.nan
         low, high = interval(known) if len(known) > 1 else (mean, mean)
-        figure.add_bar(x=[name], y=[mean], marker_color=faded(palette.get(arm, OTHERS[0]), 0.6), name=name, showlegend=False,
+        figure.add_bar(x=[place], y=[mean], marker_color=faded(palette.get(arm, OTHERS[0]), 0.6), name=name, showlegend=False,
                        error_y={"array": [high - mean], "arrayminus": [mean - low], "color": INK}, hovertemplate="%{y:.4g}")  # fmt: skip
-        figure.add_scatter(x=[name] * len(values), y=values, mode="markers", marker={"color": palette.get(arm, OTHERS[0]), "size": 6},
+        beside = place + np.linspace(-0.28, 0.28, len(values) + 2)[1:-1]  # seed by seed, so that no dot hides another
+        figure.add_scatter(x=beside, y=values, mode="markers", marker={"color": palette.get(arm, OTHERS[0]), "size": 6}, name=name,
                            showlegend=False, hovertemplate="%{y:.4g}<extra></extra>")  # fmt: skip
+    figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=[(names or {}).get(arm, arm) for arm in shown])
     return style(figure, title, y=y_title, x="arm", height=height)
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from claimlab import data, figures as draw
+from claimlab import data
+from claimlab import figures as draw
 from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob

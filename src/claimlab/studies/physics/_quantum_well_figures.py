@@ -63,12 +63,6 @@ def _lines(fig, x, each, colour, name, *, row=1, col=1, dash=None, legend=True) 
                     legendgroup=name, showlegend=legend, row=row, col=col)  # fmt: skip
 
 
-def _panels(fig: go.Figure, title: str) -> go.Figure:
-    """The common look, with room for the headings of the panels."""
-    style(fig, title)
-    return fig.update_layout(margin_t=fig.layout.margin.t + 26)
-
-
 def _shade(fig, x, v, top: float, *, row=1, col=1, legend=False) -> None:
     """The potential as a grey ground of height `top`."""
     span = v.max() - v.min()
@@ -110,7 +104,7 @@ def wavefunctions(lab) -> go.Figure:
                         name="exact ground state", showlegend=k == 1, row=1, col=k)  # fmt: skip
     fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="ψ (L<sup>-1/2</sup>)", col=1)
     close = sum(w < 0.05 for w in worst.values())
-    return _panels(fig, f"In {close} of {len(arms)} potentials every seed ends within 5 % of the exact ψ")
+    return style(fig, f"In {close} of {len(arms)} potentials every seed ends within 5 % of the exact ψ")
 
 
 def energies(lab) -> go.Figure:
@@ -157,7 +151,7 @@ def normalisation(lab) -> go.Figure:
     fig.update_yaxes(type="log", exponentformat="power", dtick=2).update_xaxes(title="optimiser step")
     fig.update_yaxes(title="loss term (1)", col=1).update_yaxes(title="∫ψ² dx (1)", col=2)
     kept, free = (_number(last(lab, arm)["mass"].median()) for arm in ("finite", "no_norm"))
-    return _panels(fig, f"With the normalisation term ∫ψ² ends at {kept}, without it at {free}")
+    return style(fig, f"With the normalisation term ∫ψ² ends at {kept}, without it at {free}")
 
 
 def residuals(lab) -> go.Figure:
@@ -177,7 +171,7 @@ def residuals(lab) -> go.Figure:
         for jump in _jumps(lab.arms[arm].task.potential):
             fig.add_vline(jump, line={"color": INK, "dash": "dot", "width": 1}, row=1, col=k)
     fig.update_xaxes(title="x (box lengths L)").update_yaxes(title="residual r (ψ × ħ²/2mL²)", col=1)
-    return _panels(fig, "Share of the squared residual within 0.03 of a jump of V: " + (", ".join(shares) or "V has no jump"))
+    return style(fig, "Share of the squared residual within 0.03 of a jump of V: " + (", ".join(shares) or "V has no jump"))
 
 
 def cost(lab) -> go.Figure:
