@@ -191,8 +191,8 @@ def test_history_stays_bounded_and_keeps_the_start(monkeypatch):
     monkeypatch.setattr("claimlab.training.run.HISTORY_BYTES", 16 * 1810 * 6)  # six states of this net
     run = Run(Digits(P(60)), [0], every=2)
     list(run)
-    assert len(run._history) <= 6
-    assert 0 in run._history and 60 in run._history
+    assert len(run.history) <= 6
+    assert 0 in run.history and 60 in run.history
 
 
 @pytest.mark.parametrize("task", TASKS)

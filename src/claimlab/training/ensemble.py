@@ -22,9 +22,11 @@ class Ensemble:
     def __init__(self, task: Task, members: list[nn.Module], stacked: bool):
         self.task, self.members, self.stacked = task, members, stacked
         self.losses = dict(task.players())
+        self.frozen: set[str] = set()  # names of parameters that stay where they are
         if stacked:
             self.skeleton = copy.deepcopy(members[0]).to("meta")
             self.leaves, self.constants = _stack(members)
+            self.names = {id(leaf): name for name, leaf in self.leaves.items()}
             self.programs = {name: _Loss(self.skeleton, loss) for name, loss in self.losses.items()}
         self.optimizers = {name: self._optimizers(name) for name in self.losses}
 
@@ -83,8 +85,9 @@ class Ensemble:
         losses = vmap(one)(self.leaves, self.constants, *batch)
         moved = [leaf for group in optimizer.param_groups for leaf in group["params"]]
         for leaf, gradient in zip(moved, torch.autograd.grad(losses.sum(), moved, allow_unused=True), strict=True):
+            held = gradient is None or self.names[id(leaf)] in self.frozen  # an optimiser passes over what has no gradient
             # the fused optimisers read storage in order and take no notice of strides
-            leaf.grad = None if gradient is None else gradient.contiguous()
+            leaf.grad = None if held else gradient.contiguous()
         optimizer.step()
         return losses.detach()
 
@@ -94,6 +97,8 @@ class Ensemble:
         def evaluate(i: int) -> Tensor:
             losses[i] = loss(self.members[i], *batch[i])
             losses[i].backward(inputs=owned[i])
+            for name in self.frozen:
+                self.members[i].get_parameter(name).grad = None
             return losses[i]
 
         owned = [_owned(m, player) for m in self.members]
@@ -106,6 +111,19 @@ class Ensemble:
             else:  # a closure, so that L-BFGS and SAM can evaluate again
                 optimizer.step(lambda o=optimizer, i=owners[0]: (o.zero_grad(), evaluate(i))[1])
         return torch.stack([one.detach() for one in losses])
+
+    def tensors(self, name: str) -> list[Tensor]:
+        """What the optimisers know as the parameter `name`: its stack, or one tensor a member."""
+        if self.stacked:
+            return [self.leaves[name]] if name in self.leaves else []
+        return [m.get_parameter(name) for m in self.members]
+
+    def gradient(self, name: str, member: int) -> Tensor | None:
+        """The gradient of the last step for one member, if there was one."""
+        if not self.stacked:
+            return self.members[member].get_parameter(name).grad
+        leaf = self.leaves.get(name)
+        return None if leaf is None or leaf.grad is None else leaf.grad[member]
 
     def state(self) -> dict[str, Any]:
         """A copy of parameters, buffers and optimisers."""

@@ -35,7 +35,8 @@ class Run:
         self.total, self.every = steps or task.steps, every or task.every
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.tasks = [_move(task.bind(seed), self.device) for seed in self.seeds]
-        self.members = [self._member(i, start) for i in range(len(self.seeds))]
+        self.start = start
+        self.members = [self.fresh(i).to(self.device).train() for i in range(len(self.seeds))]
         self.rngs = [_generator(seed) for seed in self.seeds]
         wanted = task.vectorize and task.joint_optimizer
         self.stacked = len(self.seeds) > 1 and wanted if stacked is None else stacked
@@ -44,16 +45,19 @@ class Run:
         self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
         self.step, self.diverged = 0, {}
         self.overrides: list[dict[str, float]] = [{} for _ in self.seeds]
+        self.frozen: set[str] = set()
         self.events: list[dict[str, Any]] = []
         self.samples, self.seconds = 0, 0.0
         self._block, self._block_from, self._block_rng = None, 0, [g.get_state() for g in self.rngs]
-        self._losses, self._history, self._factor = None, {}, None
+        self.losses: torch.Tensor | None = None  # of the last step, [S]
+        self.history: dict[int, dict[str, Any]] = {}  # states by step, for rollback
+        self._factor = None
 
-    def _member(self, i: int, start) -> nn.Module:
+    def fresh(self, i: int, seed: int | None = None) -> nn.Module:
+        """Member i as it is at the start, drawn from its own seed or another."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seeds[i])
-            net = self.tasks[i].begin(start[i]) if start else self.tasks[i].init()
-        return net.to(self.device).train()
+            torch.manual_seed(self.seeds[i] if seed is None else seed)
+            return self.tasks[i].begin(self.start[i]) if self.start else self.tasks[i].init()
 
     def _chunk_size(self) -> int:
         if not self.stacked:
@@ -70,7 +74,7 @@ class Run:
 
     def stepwise(self) -> Iterator[Tick | None]:
         """Yields after every step: a Tick where one is due, else None. Control is what the caller does in between."""
-        if self.step == 0 and not self._history:
+        if self.step == 0 and not self.history:
             yield self._tick()
         while self.step < self.total and len(self.diverged) < len(self.seeds):
             self.advance()
@@ -84,7 +88,7 @@ class Run:
         if (factor := self.task.schedule(self.step, self.total)) != self._factor:
             self._tune(factor)
         losses = [e.step(batch) for e, batch in zip(self.ensembles, batches, strict=True)]
-        self._losses = losses[0] if len(losses) == 1 else torch.cat(losses)
+        self.losses = losses[0] if len(losses) == 1 else torch.cat(losses)
         self.step += 1
         self.seconds += time.perf_counter() - began
 
@@ -125,7 +129,7 @@ class Run:
         return tuple(part.to(self.device) for part in drawn)
 
     def _tick(self) -> Tick:
-        losses = self._losses
+        losses = self.losses
         if losses is not None:
             for i in (~torch.isfinite(losses)).nonzero().flatten().tolist():
                 self.diverged.setdefault(i, self.step)
@@ -181,38 +185,39 @@ class Run:
 
     def rollback(self, step: int) -> int:
         """Go back to the last remembered state at or before `step`; the step reached. ValueError where there is none."""
-        known = [s for s in self._history if s <= step]
-        if not known:
-            raise ValueError(f"no state at or before step {step} is remembered")
-        reached = max(known)
+        reached = self._remembered(step)
         events = [*self.events, {"step": self.step, "kind": "rollback", "to": reached}]
-        self.load(self._history[reached])
-        self._history = {s: state for s, state in self._history.items() if s <= reached}
+        self.load(self.history[reached])
+        self.history = {s: state for s, state in self.history.items() if s <= reached}
         self.events = events
         return reached
+
+    def _remembered(self, step: int) -> int:
+        known = [s for s in self.history if s <= step]
+        if not known:
+            raise ValueError(f"no state at or before step {step} is remembered")
+        return max(known)
 
     def past(self, step: int) -> tuple[int, list[nn.Module]]:
         """Copies of the members as they were at the last remembered step at or before `step`, and that step.
 
         Training is not touched. Steps are remembered as for `rollback`; ValueError where none is early enough.
         """
-        known = [s for s in self._history if s <= step]
-        if not known:
-            raise ValueError(f"no state at or before step {step} is remembered")
-        tensors = [saved for ensemble in self._history[max(known)]["ensembles"] for saved in ensemble["members"]]
+        found = self._remembered(step)
+        tensors = [saved for ensemble in self.history[found]["ensembles"] for saved in ensemble["members"]]
         copies = [copy.deepcopy(member) for member in self.members]
         for one, saved in zip(copies, tensors, strict=True):
             one.load_state_dict(saved)
-        return max(known), copies
+        return found, copies
 
     def _remember(self) -> None:
         """Keep states for rollback within HISTORY_BYTES: step 0, and the older the sparser."""
-        self._history[self.step] = self.state()
+        self.history[self.step] = self.state()
         size = 16 * sum(p.numel() for m in self.members for p in m.parameters())
-        while len(self._history) > max(2, HISTORY_BYTES // max(size, 1)):
-            steps = sorted(self._history)
+        while len(self.history) > max(2, HISTORY_BYTES // max(size, 1)):
+            steps = sorted(self.history)
             gaps = {b: (c - a) / (1 + steps[-1] - b) for a, b, c in zip(steps, steps[1:], steps[2:], strict=False)}
-            del self._history[min(gaps, key=gaps.get)]
+            del self.history[min(gaps, key=gaps.get)]
 
     # ---- state
 
@@ -224,24 +229,26 @@ class Run:
             "block_from": self._block_from if inside else self.step,
             "rngs": [r.clone() for r in self._block_rng] if inside else [g.get_state() for g in self.rngs],
             "overrides": [dict(o) for o in self.overrides], "diverged": dict(self.diverged), "events": list(self.events),
+            "frozen": sorted(self.frozen),
             "knobs": dataclasses.asdict(self.task.p) if dataclasses.is_dataclass(self.task.p) else None,
-            "samples": self.samples, "seconds": self.seconds, "losses": None if self._losses is None else self._losses.clone(),
+            "samples": self.samples, "seconds": self.seconds, "losses": None if self.losses is None else self.losses.clone(),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken."""
         for ensemble, saved in zip(self.ensembles, state["ensembles"], strict=True):
             ensemble.load(saved)
+            ensemble.frozen = set(state["frozen"])
         for rng, saved in zip(self.rngs, state["rngs"], strict=True):
             rng.set_state(saved)
         if state["knobs"] is not None:
             for task in {id(t): t for t in (self.task, *self.tasks)}.values():
                 task.p = dataclasses.replace(task.p, **state["knobs"])
         self.step, self._block = state["block_from"], None
-        self.overrides = [dict(o) for o in state["overrides"]]
+        self.overrides, self.frozen = [dict(o) for o in state["overrides"]], set(state["frozen"])
         self.diverged, self.events = dict(state["diverged"]), list(state["events"])
         self.samples, self.seconds = state["samples"], state["seconds"]
-        self._losses = None if state["losses"] is None else state["losses"].clone()
+        self.losses = None if state["losses"] is None else state["losses"].clone()
         if state["step"] > self.step:  # taken inside a block: draw it again, from the generators as they were at its start
             self._draw()
             self.step = state["step"]
@@ -257,7 +264,7 @@ class Run:
         saved = torch.load(path, weights_only=True)
         run = cls(task, saved["seeds"], saved["total"], saved["every"], **options)
         run.load(saved["state"])
-        run._history[run.step] = run.state()
+        run.history[run.step] = run.state()
         return run
 
     @property
