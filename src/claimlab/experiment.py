@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -63,6 +64,7 @@ class Experiment:
             for name, spec in self.specs.items():
                 if name not in self.arms and self._ready(spec):
                     self.arms[name] = self._start(spec)
+                if name in self.arms and name not in self.finished and name not in active:
                     active[name] = _steps(self.arms[name])
             for name in list(active):
                 tick = yield from _until_tick(active[name])
@@ -88,6 +90,45 @@ class Experiment:
     def _record(self, arm: str, tick: Tick) -> None:
         self._table = self._figures = None
         self._rows += rows(self.study.slug, arm, self.seeds, tick)
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """A copy of everything that the rest of the experiment depends on, as plain data and tensors."""
+        arms = {name: arm.state() if hasattr(arm, "state") else None for name, arm in self.arms.items()}
+        return {"arms": arms, "finished": sorted(self.finished), "rows": list(self._rows), "steered": self.steered}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken, in this process or in another one.
+
+        An arm that has no state of its own is run again from its start; what it reports is the same.
+        """
+        before, self.arms = self.arms, {}
+        done, self.finished = self.finished, set()
+        waiting = [name for name in self.specs if name in state["arms"]]
+        while waiting:
+            name = next(n for n in waiting if self._ready(self.specs[n]))
+            waiting.remove(name)
+            over, saved = name in state["finished"], state["arms"][name]
+            if over and name in done:  # nothing about it has changed
+                self.arms[name] = before[name]
+            else:
+                self.arms[name] = self._restored(name, before.get(name), saved, over)
+            if over:
+                self.finished.add(name)
+        again = {n for n, saved in state["arms"].items() if saved is None and n not in self.finished}
+        self._rows = [row for row in state["rows"] if row[1] not in again]
+        self.steered, self._iterator, self._table, self._figures = state["steered"], None, None, None
+
+    def _restored(self, name: str, arm: Any, saved: dict | None, over: bool) -> Any:
+        if saved is None:
+            arm = self._start(self.specs[name])
+            for _ in _steps(arm) if over else ():
+                pass
+            return arm
+        arm = arm or self._start(self.specs[name])
+        arm.load(saved)
+        return arm
 
     # ---- what is known so far
 
@@ -138,16 +179,33 @@ class Experiment:
 
     # ---- control
 
-    def set(self, name: str, value: float, *, arm: str | None = None, member: int | None = None) -> dict[str, tuple[Any, Any]]:
-        """Change a setting in one arm or in all running ones; {arm: (old, new)}. ValueError where nobody can take it."""
+    def running(self, arm: str | None = None) -> dict[str, Run]:
+        """The trainings that go on now, by arm, or that of one arm; ValueError where there is none."""
         if arm is not None and arm not in self.specs:
             raise ValueError(f"there is no arm {arm}; arms: {', '.join(self.specs)}")
-        targets = {n: a for n, a in self.arms.items() if n not in self.finished and hasattr(a, "set") and arm in (None, n)}
-        if not targets:
-            raise ValueError(f"no running arm can take {name}")
-        answers = {n: a.set(member, **{name: value})[name] for n, a in targets.items()}
+        trained = {n: getattr(a, "run", a) for n, a in self.arms.items() if n not in self.finished and arm in (None, n)}
+        trained = {n: a for n, a in trained.items() if isinstance(a, Run)}
+        if not trained:
+            raise ValueError("no arm is in training now" if arm is None else f"the arm {arm} is not in training now")
+        return trained
+
+    def evaluate(self, arm: str | None = None) -> list[tuple[str, Tick]]:
+        """Measure the arms in training where they are now; the ticks are recorded unless this step has one already."""
+        found = []
+        for name, run in self.running(arm).items():
+            tick = replace(run.tick(), step=self.arms[name].step)
+            if not any(row[1] == name and row[3] == tick.step for row in reversed(self._rows)):
+                self._record(name, tick)
+                found.append((name, tick))
+        return found
+
+    def set(self, name: str, value: float, *, arm: str | None = None, member: int | None = None) -> dict[str, tuple[Any, Any]]:
+        """Change a setting in one arm or in all running ones; {arm: (old, new)}. ValueError where nobody can take it."""
+        targets = self.running(arm)
+        for run in targets.values():
+            run.check(name, value, member)  # all of them first: a refusal leaves every arm as it is
         self.steered = True
-        return answers
+        return {n: run.set(member, **{name: value})[name] for n, run in targets.items()}
 
 
 def rows(study: str, arm: str, seeds: Sequence[int], tick: Tick) -> list[tuple]:

@@ -75,11 +75,11 @@ class Run:
     def stepwise(self) -> Iterator[Tick | None]:
         """Yields after every step: a Tick where one is due, else None. Control is what the caller does in between."""
         if self.step == 0 and not self.history:
-            yield self._tick()
+            yield self.tick()
         while self.step < self.total and len(self.diverged) < len(self.seeds):
             self.advance()
             due = self.step % self.every == 0 or self.step == self.total
-            yield self._tick() if due else None
+            yield self.tick() if due else None
 
     def advance(self) -> None:
         """One optimiser step of every member."""
@@ -128,7 +128,8 @@ class Run:
             drawn = tuple(part.unsqueeze(0) for part in task.batch(net, rng, self.step))
         return tuple(part.to(self.device) for part in drawn)
 
-    def _tick(self) -> Tick:
+    def tick(self) -> Tick:
+        """Measure every member where it is now, and remember the state."""
         losses = self.losses
         if losses is not None:
             for i in (~torch.isfinite(losses)).nonzero().flatten().tolist():
@@ -156,7 +157,7 @@ class Run:
         addressed only where members have optimisers of their own (joint_optimizer = False).
         """
         for name, value in changes.items():
-            self._check(name, value, member)
+            self.check(name, value, member)
         answer = {name: (self._current(name), value) for name, value in changes.items()}
         knobs = {n: v for n, v in changes.items() if n not in SETTABLE}
         for override in self.overrides if member is None else [self.overrides[member]]:
@@ -169,7 +170,8 @@ class Run:
         self.events.append({"step": self.step, "kind": "set", "member": member, **{n: v for n, v in changes.items()}})
         return answer
 
-    def _check(self, name: str, value: Any, member: int | None) -> None:
+    def check(self, name: str, value: Any, member: int | None = None) -> None:
+        """ValueError if `set` would refuse this."""
         if name in SETTABLE:
             low, high = SETTABLE[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -188,7 +190,6 @@ class Run:
         reached = self._remembered(step)
         events = [*self.events, {"step": self.step, "kind": "rollback", "to": reached}]
         self.load(self.history[reached])
-        self.history = {s: state for s, state in self.history.items() if s <= reached}
         self.events = events
         return reached
 
@@ -253,6 +254,7 @@ class Run:
             self._draw()
             self.step = state["step"]
         self._tune(self.task.schedule(self.step, self.total))
+        self.history = {s: known for s, known in self.history.items() if s < self.step} | {self.step: state}
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file that `Run.resume` reads."""
@@ -264,7 +266,6 @@ class Run:
         saved = torch.load(path, weights_only=True)
         run = cls(task, saved["seeds"], saved["total"], saved["every"], **options)
         run.load(saved["state"])
-        run.history[run.step] = run.state()
         return run
 
     @property

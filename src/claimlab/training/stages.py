@@ -95,4 +95,3 @@ class Chain:
             start = self.run.members
         self.run.load(state["run"])
         self.offset, self._spent = state["offset"], dict(state["spent"])
-        self.run.history[self.run.step] = self.run.state()
