@@ -13,6 +13,7 @@ from torch import nn
 
 from claimlab import study
 from claimlab.experiment import Experiment
+from claimlab.parts.attribution import ranks, remove
 from claimlab.studies.attribution import _fullgrad_data as source
 from claimlab.studies.attribution import _fullgrad_method as method
 from claimlab.studies.attribution import fullgrad
@@ -184,21 +185,21 @@ def test_smoothgrad_without_noise_is_the_gradient_and_edges_are_sobels():
 
 def test_ranks_order_pixels_and_break_ties_at_random():
     maps = images(1, side=6)[:, 0]
-    assert torch.equal(method.ranks(maps, torch.Generator().manual_seed(0)).flatten(), maps.flatten().argsort().argsort())
+    assert torch.equal(ranks(maps, torch.Generator().manual_seed(0)).flatten(), maps.flatten().argsort().argsort())
     rng = torch.Generator().manual_seed(0)
-    tied = torch.stack([method.ranks(torch.zeros(1, 4, 4), rng)[0] for _ in range(400)]).double()
+    tied = torch.stack([ranks(torch.zeros(1, 4, 4), rng)[0] for _ in range(400)]).double()
     assert (tied.mean(0) - 7.5).abs().max() < 1.2  # each place has mean rank 7.5, standard error 0.23
     assert sorted(tied[0].flatten().tolist()) == list(range(16))
 
 
 def test_removal_takes_the_share_asked_for_and_output_change_is_relative():
     x = torch.arange(1.0, 17.0).view(1, 1, 4, 4)
-    rank = method.ranks(x[:, 0], torch.Generator().manual_seed(0))
-    assert method.remove(x, rank, 0.25, "least", torch.zeros(1, 1, 1)).flatten().tolist() == [0, 0, 0, 0, *range(5, 17)]
-    assert method.remove(x, rank, 0.25, "most", torch.full((1, 1, 1), 9.0)).flatten()[12:].tolist() == [9] * 4
+    rank = ranks(x[:, 0], torch.Generator().manual_seed(0))
+    assert remove(x, rank, 0.25, "least", torch.zeros(1, 1, 1)).flatten().tolist() == [0, 0, 0, 0, *range(5, 17)]
+    assert remove(x, rank, 0.25, "most", torch.full((1, 1, 1), 9.0)).flatten()[12:].tolist() == [9] * 4
     summed = nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False))
     summed[1].weight.data.fill_(1.0)
-    assert method.output_change(summed, x, method.remove(x, rank, 0.25, "least", torch.zeros(1, 1, 1))) == pytest.approx(10 / 136)
+    assert method.output_change(summed, x, remove(x, rank, 0.25, "least", torch.zeros(1, 1, 1))) == pytest.approx(10 / 136)
 
 
 def test_fillings():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
+from claimlab.parts.attribution import class_folders, crops, scattered, smooth_noise
 
 
 class Data(NamedTuple):
@@ -41,20 +42,11 @@ def cluttered(rng: np.random.Generator, clutter: float) -> tuple[np.ndarray, np.
     small, y = data.digits()
     digit = ndimage.zoom(small, (1, 1.5, 1.5), order=1)
     textures = [np.asarray(getattr(pictures, name)(), dtype=np.float32) for name in ("brick", "grass", "gravel")]
-    smooth = ndimage.gaussian_filter(rng.standard_normal((len(y), 20, 20)), (0, 2, 2))
-    corner = rng.integers(0, 512 - 20, (len(y), 2))
-    piece = np.stack([textures[k][a : a + 20, b : b + 20] for k, (a, b) in zip(rng.integers(0, 3, len(y)), corner, strict=True)])
-    ground = clutter * (_stretch(smooth) + _stretch(piece)) / 2
-    ink = np.zeros((len(y), 20, 20), dtype=np.float32)
-    for i, (a, b) in enumerate(rng.integers(0, 9, (len(y), 2))):
-        ink[i, a : a + 12, b : b + 12] = digit[i]
+    smooth = smooth_noise(len(y), 20, 2, rng)
+    ground = clutter * (smooth + crops(textures, len(y), 20, rng)) / 2
+    ink, _ = scattered(digit, 20, rng)
     mask = ndimage.binary_dilation(ink > 0.25, np.ones((1, 3, 3)))
     return (ground * (1 - ink) + ink).astype(np.float32)[:, None], y, mask
-
-
-def _stretch(pictures: np.ndarray) -> np.ndarray:
-    low, high = pictures.min((1, 2), keepdims=True), pictures.max((1, 2), keepdims=True)
-    return (pictures - low) / np.maximum(high - low, 1e-8)
 
 
 @lru_cache(maxsize=2)
@@ -64,15 +56,8 @@ def own_images(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, 
     from PIL import Image
 
     top = Path(folder) / "images"
-    names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
-    if len(names) < 2:
-        raise ValueError(f"{top} holds {len(names)} class folders: at least 2 are needed, one a class, with PNG images in them")
-    files, x, y = [], [], []
-    for label, name in enumerate(names):
-        found = sorted((top / name).glob("*.png"))
-        if len(found) < 4:
-            raise ValueError(f"{top / name} holds {len(found)} PNG images: at least 4 a class are needed")
-        files, y = files + found, y + [label] * len(found)
+    files, y, names = class_folders(top, 4)
+    x: list[np.ndarray] = []
     for path in files:
         try:
             with Image.open(path) as image:
@@ -87,7 +72,7 @@ def own_images(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, 
     if any(side % 4 or not 8 <= side <= 256 for side in x[0].shape[:2]):
         raise ValueError(f"{files[0]} is {x[0].shape[1]} x {x[0].shape[0]}: sides must be multiples of 4 from 8 to 256")
     masks = _masks([Path(folder) / "masks" / p.relative_to(top) for p in files], x[0].shape[:2])
-    return np.stack(x).transpose(0, 3, 1, 2).astype(np.float32) / 255, np.array(y), masks, tuple(names)
+    return np.stack(x).transpose(0, 3, 1, 2).astype(np.float32) / 255, y, masks, names
 
 
 def _masks(paths: list[Path], size: tuple[int, int]) -> np.ndarray | None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from claimlab.parts.attribution import enlarge, gradcam, gradient, integrated, predicted
+
 SMOOTH = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
@@ -110,45 +112,13 @@ def scatter(maps: Tensor, rng: torch.Generator) -> Tensor:
     return flat.gather(2, places).view_as(maps)
 
 
-def enlarge(small: Tensor, size: tuple[int, int], keep_sum: bool = False) -> Tensor:
-    """Bilinear, [B, h, w] -> [B, *size]; `keep_sum` divides by the growth in area (exact for whole factors)."""
-    large = F.interpolate(small[:, None], size=tuple(size), mode="bilinear")[:, 0]
-    return large * (small[0].numel() / large[0].numel()) if keep_sum else large
-
-
 # ---- the rivals, all for the same logit; absolute values are summed over colour. (net, x [B, C, H, W], target [B]) -> [B, H, W]
-
-
-def gradient(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """d f / d x. [B, C, H, W]"""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(net(x).gather(1, target[:, None]).sum(), x)[0]
 
 
 def smoothgrad(net: nn.Module, x: Tensor, target: Tensor, rng: torch.Generator, copies: int = 15, sd: float = 0.15) -> Tensor:
     """Mean gradient over noisy copies, |.|"""
     noisy = (x + sd * torch.randn(x.shape, generator=rng).to(x) for _ in range(copies))
     return (sum(gradient(net, one, target) for one in noisy) / copies).abs().sum(1)
-
-
-def integrated(net: nn.Module, x: Tensor, target: Tensor, points: int = 32) -> Tensor:
-    """x times the mean gradient on the way from black to x (midpoint rule); sums to f(x) - f(0). [B, C, H, W], signed"""
-    return x * sum(gradient(net, x * ((k + 0.5) / points), target) for k in range(points)) / points
-
-
-def gradcam(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """relu(sum over channels of mean(d f / d A_c) A_c), A the rectified maps of the last convolution, enlarged to the image."""
-    kept: list[Tensor] = []
-    last = next(m for m in net.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
-    hook = last.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    try:
-        with torch.enable_grad():
-            f = net(x.detach().requires_grad_()).gather(1, target[:, None]).sum()
-            slope = torch.autograd.grad(f, kept[0])[0]
-    finally:
-        hook.remove()
-    return enlarge((slope.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1).relu(), x.shape[-2:])
 
 
 def edge(x: Tensor) -> Tensor:
@@ -171,12 +141,6 @@ RIVALS = {
     "random": lambda net, x, c, rng: torch.rand(x[:, 0].shape, generator=rng).to(x),
     "edge": lambda net, x, c, rng: edge(x),
 }
-
-
-def predicted(net: nn.Module, x: Tensor) -> Tensor:
-    """The predicted class of each image. [B]"""
-    with torch.no_grad():
-        return net(x).argmax(1)
 
 
 def saliency(name: str, net: nn.Module, x: Tensor, p, rng: torch.Generator) -> Tensor:
@@ -204,22 +168,6 @@ def sums(name: str, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- the two tests of a map
-
-
-def ranks(maps: Tensor, rng: torch.Generator) -> Tensor:
-    """Rank of each pixel, 0 the least salient; equal values in random order, or ties would favour a corner. [N, H, W]"""
-    flat = maps.flatten(1)
-    shuffled = torch.rand(flat.shape, generator=rng).argsort(1).to(maps.device)
-    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, stable=True))
-    return order.argsort(1).view(maps.shape)
-
-
-def remove(x: Tensor, rank: Tensor, share: float, order: str, filler: Tensor) -> Tensor:
-    """`x` [N, C, H, W] with the `share` least or most salient pixels replaced by those of `filler` (broadcast)."""
-    pixels = rank[0].numel()
-    count = round(share * pixels)
-    gone = rank < count if order == "least" else rank >= pixels - count
-    return torch.where(gone[:, None], filler, x)
 
 
 def filling(x: Tensor, fill: str, mean: Tensor) -> Tensor:

@@ -14,10 +14,23 @@ from torch import Tensor, nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.attribution import (  # noqa: F401 - some are used in the files beside this one
+    class_folders,
+    crops,
+    enlarge,
+    gradcam,
+    gradient,
+    integrated,
+    predicted,
+    ranks,
+    remove,
+    scattered,
+    smooth_noise,
+)
 from claimlab.studies.attribution import _fullgrad_figures as drawn
 from claimlab.studies.attribution import _fullgrad_method as method
 from claimlab.studies.attribution._fullgrad_data import Data, build, load, own_images, own_network, plan
-from claimlab.studies.attribution._fullgrad_method import RIVALS, TERMS, predicted, saliency, shares
+from claimlab.studies.attribution._fullgrad_method import RIVALS, TERMS, saliency, shares
 from claimlab.studies.attribution._fullgrad_method import full_gradient as full_gradient  # shown in the notebook
 from claimlab.studies.attribution._fullgrad_method import picture as picture
 from claimlab.studies.attribution._fullgrad_method import psi as psi
@@ -226,13 +239,13 @@ class Explanation:
         for net, x, seed in zip(self.nets, self.images, self.seeds, strict=True):
             rng = self._rng(seed, "maps")
             self.maps.append(saliency(self.name, net, x, self.p, rng))
-            self.ranks.append(method.ranks(self.maps[-1], rng))
+            self.ranks.append(ranks(self.maps[-1], rng))
 
     def _remove(self, i: int, share: float) -> dict[str, float]:
         x = self.images[i]
         filler = method.filling(x, self.p.fill, self.tasks[i].x.mean((0, 2, 3)))
         for order, curves in self.curves.items():
-            curves[i].append(method.output_change(self.nets[i], x, method.remove(x, self.ranks[i], share, order, filler)))
+            curves[i].append(method.output_change(self.nets[i], x, remove(x, self.ranks[i], share, order, filler)))
         return {"output_change": self.curves[self.p.order][i][-1]}
 
     def _summary(self, i: int) -> dict[str, float]:
@@ -254,8 +267,8 @@ class Explanation:
             n = self.p.retrain_images
             both = []
             for x, y in ((task.x[:n], task.y[:n]), (task.test[0][:n], task.test[1][:n])):
-                rank = method.ranks(saliency(self.name, net, x, self.p, rng), rng)
-                both += [method.remove(x, rank, share, "most", mean), y]
+                rank = ranks(saliency(self.name, net, x, self.p, rng), rng)
+                both += [remove(x, rank, share, "most", mean), y]
             altered[zlib.crc32(f"{self.name} {seed} {share}".encode())] = tuple(both)
         run = Run(Retrained(self.p, altered), list(altered))
         for tick in run.stepwise():

@@ -1,0 +1,126 @@
+"""Pieces of studies that explain an image classifier: white-box maps, ranking and removing pixels, objects on backgrounds.
+
+Networks are in evaluation mode, f is the logit of the class `target` [B], maps are [B, H, W]. All randomness comes from the
+generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# ---- what a network says of an image, and its gradients
+
+
+def predicted(net: nn.Module, x: Tensor) -> Tensor:
+    """The predicted class of each image. [B, C, H, W] -> [B]"""
+    with torch.no_grad():
+        return net(x).argmax(1)
+
+
+def gradient(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    """d f / d x, signed. [B, C, H, W]. Source: Simonyan, Vedaldi, Zisserman 2013 (saliency is its absolute value)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(net(x).gather(1, target[:, None]).sum(), x)[0]
+
+
+def integrated(net: nn.Module, x: Tensor, target: Tensor, points: int = 32, base: Tensor | float = 0.0) -> Tensor:
+    """(x - base) times the mean gradient on the straight way from base to x (midpoint rule), signed. [B, C, H, W]
+
+    Its sum tends to f(x) - f(base) as `points` grows. `base` broadcasts against x. Source: Sundararajan, Taly, Yan 2017.
+    """
+    way = x - base
+    return way * sum(gradient(net, base + way * ((k + 0.5) / points), target) for k in range(points)) / points
+
+
+def gradcam(net: nn.Module, x: Tensor, target: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """relu(sum over channels of mean(d f / d A_c) A_c), enlarged to the image. [B, H, W]
+
+    A are the maps that enter `layer`, by default the network's global mean. Source: Selvaraju et al. 2017.
+    """
+    kept: list[Tensor] = []
+    last = layer or next(m for m in net.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
+    hook = last.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    try:
+        with torch.enable_grad():
+            f = net(x.detach().requires_grad_()).gather(1, target[:, None]).sum()
+            slope = torch.autograd.grad(f, kept[0])[0]
+    finally:
+        hook.remove()
+    return enlarge((slope.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1).relu(), x.shape[-2:])
+
+
+def enlarge(small: Tensor, size: tuple[int, int], keep_sum: bool = False) -> Tensor:
+    """Bilinear, [B, h, w] -> [B, *size]; `keep_sum` divides by the growth in area (exact for whole factors)."""
+    large = F.interpolate(small[:, None], size=tuple(size), mode="bilinear")[:, 0]
+    return large * (small[0].numel() / large[0].numel()) if keep_sum else large
+
+
+# ---- tests of a map: rank the pixels, take some away
+
+
+def ranks(maps: Tensor, rng: torch.Generator) -> Tensor:
+    """Rank of each pixel, 0 the least salient; equal values in random order, or ties would favour a corner. [N, H, W]"""
+    flat = maps.flatten(1)
+    shuffled = torch.rand(flat.shape, generator=rng).argsort(1).to(maps.device)
+    order = shuffled.gather(1, flat.gather(1, shuffled).argsort(dim=1, stable=True))
+    return order.argsort(1).view(maps.shape)
+
+
+def remove(x: Tensor, rank: Tensor, share: float, order: str, filler: Tensor) -> Tensor:
+    """`x` [N, C, H, W] with the `share` least or most salient pixels replaced by those of `filler` (broadcast)."""
+    pixels = rank[0].numel()
+    count = round(share * pixels)
+    gone = rank < count if order == "least" else rank >= pixels - count
+    return torch.where(gone[:, None], filler, x)
+
+
+# ---- small objects on backgrounds
+
+
+def _stretch(pictures: np.ndarray) -> np.ndarray:
+    """Each picture scaled to [0, 1]; a flat one becomes 0. [N, H, W]"""
+    low, high = pictures.min((1, 2), keepdims=True), pictures.max((1, 2), keepdims=True)
+    return (pictures - low) / np.maximum(high - low, 1e-8)
+
+
+def smooth_noise(n: int, side: int, sd: float, rng: np.random.Generator) -> np.ndarray:
+    """White noise blurred by a Gaussian of `sd` pixels, each picture in [0, 1]. [n, side, side]"""
+    from scipy import ndimage
+
+    return _stretch(ndimage.gaussian_filter(rng.standard_normal((n, side, side)), (0, sd, sd)))
+
+
+def crops(pictures: list[np.ndarray], n: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """`n` square pieces of randomly chosen pictures (grey, all of one size), each stretched to [0, 1]. [n, side, side]"""
+    corner = rng.integers(0, min(pictures[0].shape) - side, (n, 2))
+    chosen = zip(rng.integers(0, len(pictures), n), corner, strict=True)
+    return _stretch(np.stack([pictures[k][a : a + side, b : b + side] for k, (a, b) in chosen]))
+
+
+def scattered(objects: np.ndarray, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Each object [N, h, h] at a random place of an empty canvas: canvases [N, side, side] float32, corners [N, 2]."""
+    n, height = objects.shape[:2]
+    canvas, corner = np.zeros((n, side, side), dtype=np.float32), rng.integers(0, side - height + 1, (n, 2))
+    for i, (a, b) in enumerate(corner):
+        canvas[i, a : a + height, b : b + height] = objects[i]
+    return canvas, corner
+
+
+def class_folders(top: Path, least: int) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
+    """The images `top/<class>/*.png`, their labels [N], the names of the classes. ValueError where there are too few."""
+    names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
+    if len(names) < 2:
+        raise ValueError(f"{top} holds {len(names)} class folders: at least 2 are needed, one a class, with PNG images in them")
+    files, labels = [], []
+    for label, name in enumerate(names):
+        found = sorted((top / name).glob("*.png"))
+        if len(found) < least:
+            raise ValueError(f"{top / name} holds {len(found)} PNG images: at least {least} a class are needed")
+        files, labels = files + found, labels + [label] * len(found)
+    return files, np.array(labels), tuple(names)
