@@ -239,7 +239,7 @@ def test_curves_follow_the_pixels_one_by_one():
             with torch.no_grad():
                 p = net(torch.stack([one, two]).view(2, 1, 16, 16)).softmax(1)[:, y[i]]
             assert abs(gone[i, k] - p[0]) < 1e-5 and abs(back[i, k] - p[1]) < 1e-5
-    assert torch.allclose(method.area(gone), torch.from_numpy(np.trapezoid(gone.numpy(), np.linspace(0, 1, 9), axis=1)))
+    assert np.allclose(method.area(gone).numpy(), np.trapezoid(gone.numpy(), np.linspace(0, 1, 9), axis=1))
 
 
 def test_distances_and_energies():
@@ -336,9 +336,9 @@ def test_images_to_explain_are_the_first_sure_ones_then_the_likeliest():
 def test_digits_lie_in_their_boxes_and_strokes_outside_them():
     d = source.load(4)
     assert len(d.x) == 1500 and len(d.test_x) == 297 and d.test_x.min() >= 0 and d.test_x.max() <= 1
-    bright = d.test_x[:, 0] > 0.75
-    assert (d.box.sum((1, 2)) == 256).all() and bright[d.box].float().mean() > 5 * bright[~d.box].float().mean()
-    assert ((bright & ~d.box).flatten(1).any(1)).float().mean() > 0.2
+    bright = d.test_x[:, 0] > 0.5  # above all textures, below strokes and digits
+    assert (d.box.sum((1, 2)) == 256).all() and bright[d.box].float().mean() > 4 * bright[~d.box].float().mean()
+    assert ((bright & ~d.box).flatten(1).any(1)).float().mean() > 0.5
 
 
 def test_words_that_decide_are_found_in_text(lab):
@@ -442,7 +442,8 @@ def test_any_function_of_an_array_can_be_explained_and_the_map_finds_what_it_loo
     index = found["sobol"].index(0, 16).view(-1, 4, 4)
     for one, label in zip(index, found["sobol"].subjects[0].y, strict=True):
         assert one[1:3, 2:].sum() > 0.8 * one.sum() if label else one[1:3, :2].sum() > 0.8 * one.sum()
-    assert found["sobol"].results["deletion_auc"] < found["random_map"].results["deletion_auc"]
+    after = {name: arm.curves[0][0][:, 4].mean() for name, arm in found.items()}  # an eighth of the pixels is gone
+    assert after["sobol"] < after["random_map"] - 0.1 and set(found["rise"].results) == {"deletion_auc", "insertion_auc"}
 
 
 @pytest.mark.parametrize("change, message", [

@@ -133,7 +133,7 @@ class Explanation:
 
     def _measure(self, i: int, points: int) -> dict[str, float]:
         s, maps = self.subjects[i], self.draw(i, points)
-        rank = ranks(maps, torch.Generator().manual_seed(zlib.crc32(f"{self.name} {s.seed}".encode())))
+        rank = ranks(maps, torch.Generator().manual_seed(zlib.crc32(f"ties {s.seed}".encode())))
         gone, back = method.curves(s.logits, s.x, s.y, rank, s.hidden, s.blurred)
         self.maps[i], self.curves[i] = maps, (gone, back)
         found = {"deletion_auc": float(method.area(gone).mean()), "insertion_auc": float(method.area(back).mean())}

@@ -34,6 +34,8 @@ from claimlab.studies.attribution import _sobol_attribution_text as words
 from claimlab.studies.attribution._sobol_attribution_arms import EXPLANATIONS, Explanation, choose, paired_cells, subject
 from claimlab.studies.attribution._sobol_attribution_data import above_chance, checked, load, own_images, own_network
 from claimlab.studies.attribution._sobol_attribution_data import network as build
+from claimlab.studies.attribution._sobol_attribution_method import answers as answers  # shown in the notebook
+from claimlab.studies.attribution._sobol_attribution_method import design as design
 from claimlab.studies.attribution._sobol_attribution_method import fast, first_index, total_index
 from claimlab.study import Control, Paper
 from claimlab.training import Supervised
@@ -62,7 +64,7 @@ class Params:
     steps: int = knob(400, "optimiser steps of the explained network", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(grid=4, designs=4, images=2, steps=10, seeds=2)
-    FULL = dict(grid=11, designs=32, images=60, network="deep", text=True)
+    FULL = dict(grid=11, designs=64, images=100, text=True)
     CONTROL = Control(
         set=dict(sampler="random"), vanishes=("qmc-efficient",),
         why="Trivial control: then both designs are pseudo-random. For the rivals no knob removes the cause, since the cause is "
