@@ -122,7 +122,7 @@ def load_target(path: str) -> Target:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iuf" or found.ndim != 2:
         raise ValueError(f"{file.name} must hold one matrix of real numbers, not {getattr(found, 'dtype', type(found))} of shape "
                          f"{getattr(found, 'shape', ())}")  # fmt: skip
-    if not (2 <= min(found.shape) and max(found.shape) <= 64):
+    if min(found.shape) < 2 or max(found.shape) > 64:
         raise ValueError(f"{file.name} is {found.shape[0]} x {found.shape[1]}; 2 to 64 rows and columns are allowed")
     if not np.isfinite(found).all():
         raise ValueError(f"{file.name}: {int((~np.isfinite(found)).sum())} entries are not finite numbers")

@@ -19,8 +19,15 @@ from claimlab.studies.representation import _critical_periods_data as data
 from claimlab.studies.representation._critical_periods_data import load_entries, load_target
 from claimlab.studies.representation._critical_periods_figures import figures, matrix_view, pathway_view
 from claimlab.studies.representation._critical_periods_method import (
-    DEFICITS, conserved, descend, final_share, follow, forward, slope, strengths,
-)  # fmt: skip
+    DEFICITS,
+    conserved,
+    descend,
+    final_share,
+    follow,
+    forward,
+    slope,
+    strengths,
+)
 from claimlab.study import Control, Paper
 from claimlab.training import Tick
 
@@ -51,7 +58,7 @@ class Params:
     steps: int = knob(8000, "gradient steps of the race, and of completion after the switch", low=40, high=200000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(steps=200, seeds=2, init=0.7, size=12, observed=100, rank_first=1, rank_second=1, switch=100, pairs=4, problems=2)
-    FULL = dict(steps=16000, size=50, observed=720, switch=20000, variants=True, problems=6)
+    FULL = dict(steps=16000, size=60, observed=730, switch=20000, variants=True, problems=5)
     CONTROL = Control(
         set=dict(duration=0.0, switch=0),
         vanishes=("early-hurts", "depth-amplifies", "pretraining-damages", "two-layers-suffice"),
@@ -165,24 +172,28 @@ class Race(Descent):
     The loss of a pair is |W_a + W_b - M|^2 / 2 over a target M with singular values s: whitened inputs.
     """
 
-    changing = ("reached",)
+    changing = ("reached", "worst")
 
-    def __init__(self, p: Params, seeds: list[int], depth: int, onset: float | None, *, own: str = ""):
+    def __init__(self, p: Params, seeds: list[int], depth: int, onset: float | None, deficit: str, *, own: str = ""):
         super().__init__(p, seeds, p.steps // EVERY * EVERY)
-        self.depth, self.dt, self.pace = depth, p.horizon(depth) / p.steps, EVERY * max(1, self.total // EVERY // 50)
+        self.depth, self.deficit, self.dt = depth, deficit, p.horizon(depth) / p.steps
+        self.pace = EVERY * max(1, self.total // EVERY // 100)
         self.goals = [load_target(own) if own else data.target(seed) for seed in seeds]
         first = np.stack([data.first_strengths(seed, p.init, p.pairs) for seed in seeds], 1)  # [2, S, P]
-        stacks = [data.first_weights(g, first[:, i], depth, seed, p.aligned) for i, (g, seed) in enumerate(zip(self.goals, seeds, strict=True))]
-        n = self.n = stacks[0][0].shape[-1]
-        self.weights = [torch.stack([w.view(2, p.pairs, n, n) for w in same], 1).reshape(-1, n, n) for same in zip(*stacks, strict=True)]
+        members = enumerate(zip(self.goals, seeds, strict=True))
+        stacks = [data.first_weights(g, first[:, i], depth, seed, p.aligned) for i, (g, seed) in members]
+        n, layers = stacks[0][0].shape[-1], zip(*stacks, strict=True)
+        self.weights = [torch.stack([w.view(2, p.pairs, n, n) for w in same], 1).reshape(-1, n, n) for same in layers]
         self.count, self.entries = len(seeds) * p.pairs, n * n
         self.left, self.right = (self._spread([getattr(g, name) for g in self.goals]) for name in ("left", "right"))
         self.s = np.stack([g.s for g in self.goals])  # [S, M]
         self.map = self.left * torch.from_numpy(self.s).repeat_interleave(p.pairs, 0)[:, None] @ self.right.mT
         self.window, self.gain, self.learns = self._deficit(onset)
-        seen = torch.eye(n, dtype=torch.float64) + self.right * torch.from_numpy(self.gain - 1) @ self.right.mT
-        self.seen = seen if p.deficit == "blurred" else self.gain[0] * torch.eye(n, dtype=torch.float64).expand(self.count, n, n)
+        same = torch.eye(n, dtype=torch.float64).expand(self.count, n, n)
+        blurred = same + self.right * torch.from_numpy(self.gain - 1) @ self.right.mT
+        self.seen = blurred if deficit == "blurred" else self.gain[0] * same  # what b's input becomes during the deficit
         self.reached = np.full((len(seeds), p.pairs), math.nan)  # share of b when the feature was first learned after the deficit
+        self.worst = np.zeros(len(seeds))  # largest distance from the equation so far, in units of the target
         self.theory = follow(first[:, :, 0, None], self.s, depth, EVERY * self.dt, self.total // EVERY,
                              tuple(k // EVERY for k in self.window), self.gain, self.learns)  # fmt: skip
 
@@ -194,9 +205,9 @@ class Race(Descent):
         p, unit = self.p, EVERY * self.dt
         begin = EVERY * round((onset or 0.0) * p.time_to(0.99, self.depth) / unit)
         length = EVERY * math.ceil(p.duration * p.time_to(0.5, self.depth) / unit)
-        through, learns = DEFICITS[p.deficit]
+        through, learns = DEFICITS[self.deficit]
         gain = np.full(self.s.shape[1], through)
-        if p.deficit == "blurred":
+        if self.deficit == "blurred":
             gain[1:] = 1.0  # one feature of b's source is weakened, the others are as before
         return ((0, 0) if onset is None or not length else (begin, begin + length)), gain, learns
 
@@ -221,10 +232,9 @@ class Race(Descent):
         learned = np.isnan(self.reached) & (abs(total / self.s[:, :1] - 1) < 0.01) & (self.step >= self.window[1])
         self.reached[learned] = share[learned]
         shares = np.where(np.isnan(self.reached), share, self.reached).mean(1)
-        off = np.stack([abs(r[:, :, 0] - self.theory[at // EVERY]) / self.s for at, r in self.records.items()])
-        worst = off.max((0, 1, 3))
+        self.worst = np.maximum(self.worst, (abs(k[:, :, 0] - self.theory[self.step // EVERY]) / self.s).max((0, 2)))
         error = (out[: self.count] + out[self.count :] - self.map).square().sum((1, 2)).view(len(self.seeds), -1).mean(1) / 2
-        found = [{"share_of_b": float(x), "max_relative_deviation": float(w)} for x, w in zip(shares, worst, strict=True)]
+        found = [{"share_of_b": float(x), "max_relative_deviation": float(w)} for x, w in zip(shares, self.worst, strict=True)]
         return Tick(self.step, found, error)
 
     @property
@@ -286,7 +296,8 @@ class Pathways(nn.Module):
             self.register_buffer(name, torch.stack([w[start] for w in race.weights]))
         self.steps = np.array(list(race.records))
         self.measured = np.stack([k[:, i, 0] for k in race.records.values()])  # [T, 2, M]
-        self.theory = race.theory[self.steps // EVERY][:, :, i]  # the same
+        self.theory = race.theory[: self.steps[-1] // EVERY + 1, :, i]  # the equation, every EVERY steps
+        self.theory_steps = EVERY * np.arange(len(self.theory))
 
     def forward(self, x):
         return x @ (torch.linalg.multi_dot([*self.a.flip(0)]) + torch.linalg.multi_dot([*self.b.flip(0)])).mT
@@ -306,7 +317,8 @@ class Completed(nn.Module):
 @dataclass(frozen=True)
 class Make:
     """An arm: the race with a deficit from `onset` convergence times (None: no deficit; "knob": the knob's) in pathways of
-    `depth` (0: the knob's), or completion after `part` of the knob's switch. `own` is the ending of the user's file."""
+    `depth` (0: the knob's), or completion after `part` of the knob's switch. `own` is the ending of the user's file, `deficit`
+    one that is not the knob's."""
 
     depth: int
     onset: float | str | None = None
@@ -314,6 +326,7 @@ class Make:
     shape: str = "linear"
     own: str = ""
     extra: bool = False
+    deficit: str = ""
 
     def when(self, p: Params) -> bool:
         return bool(data.source(self.own)) if self.own else p.variants or not self.extra
@@ -322,12 +335,14 @@ class Make:
         own = data.source(self.own) if self.own else ""
         if self.part is not None:
             return Completion(p, seeds, self.depth, round(self.part * p.switch), self.shape, own=own)
-        return Race(p, seeds, self.depth or p.depth, p.onset if self.onset == "knob" else self.onset, own=own)
+        onset = p.onset if self.onset == "knob" else self.onset
+        return Race(p, seeds, self.depth or p.depth, onset, self.deficit or p.deficit, own=own)
 
 
 LATE = 2.0  # convergence times
 ARMS = {
     "early_depth4": Make(0, "knob"), "late_depth4": Make(0, LATE), "early_depth2": Make(2, "knob"), "none_depth4": Make(0),
+    "early_blocked": Make(0, "knob", deficit="blocked"), "late_blocked": Make(0, LATE, deficit="blocked"),
     "no_pretrain": Make(3, part=0), "short_pretrain": Make(3, part=1 / 3), "long_pretrain": Make(3, part=1),
     "no_pretrain_depth2": Make(2, part=0), "short_pretrain_depth2": Make(2, part=1 / 3),
     "long_pretrain_depth2": Make(2, part=1), "long_pretrain_depth1": Make(1, part=1),
