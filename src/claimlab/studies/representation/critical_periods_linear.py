@@ -46,8 +46,8 @@ class Params:
     deficit: str = knob("frozen", "b does not learn, is silent, or sees a weaker feature", choices=("frozen", "blocked", "blurred"))
     init: float = knob(0.2, "size of the first weights; large weights weaken the effect", low=0.01, high=1.0)
     aligned: bool = knob(True, "first weights begin and end in the target's own vectors, as the equation assumes")
-    observed: int = knob(480, "known entries in completion; the scar lives near twice the degrees of freedom (r(2n - r) = 231), "
-                         "at 640 it is gone", low=100, high=1600, unit="entries")  # fmt: skip
+    observed: int = knob(480, "known entries in completion; the scar lives near twice the degrees of freedom of a "
+                         "matrix, r(2n - r), which are 231; at 640 it is gone", low=100, high=1600, unit="entries")  # fmt: skip
     rank_first: int = knob(3, "rank of the pre-training matrix", low=1, high=20)
     rank_second: int = knob(3, "rank of the matrix to complete", low=1, high=20)
     switch: int = knob(6000, "steps on the first task", low=0, high=100000, unit="steps")
