@@ -320,7 +320,7 @@ def test_lam_and_lr_can_be_turned_while_it_runs():
     run.set(lam=0.01, lr=0.0)
     before = [net.weights[0].detach().clone() for net in run.members]
     run.advance()
-    lam = 0.01 * M.ARMS["l2_threshold"].factor
+    lam = 0.01 * M.FACTORS["none"]
     for net, w in zip(run.members, before, strict=True):
         assert torch.allclose(net.weights[0], w * (1 - lam), atol=1e-7)
 

@@ -13,6 +13,7 @@ from claimlab.studies.compression import lobster as study
 from claimlab.studies.compression._lobster_method import insensitivity
 
 RED = "#D55E00"
+TENTHS = [v * 10**k for k in (-1, 0, 1, 2) for v in (1, 2, 5)]  # marks of a log axis
 ORDER = ["magnitude", "lobster_scaled", "inverse_gate", "lobster_x30", "lobster_x1000", "l2_threshold", "lobster"]
 COLOURS = colours(ORDER, "l2_threshold", "lobster") | {"dense": "#000000"}
 WORDS = {"dense": "dense", "magnitude": "magnitude", "l2_threshold": "L2", "lobster": "LOBSTER", "lobster_scaled": "scaled gate",
@@ -81,9 +82,9 @@ def trade(lab) -> go.Figure:
     known = np.concatenate([np.asarray(t.y, float) for t in figure.data]) if figure.data else np.ones(1)
     top = max(known.max(), 0.5)
     figure.update_yaxes(range=[max(0, min(np.quantile(known, 0.1), top - 0.04) - 0.01), top + 0.008])
-    figure.update_xaxes(type="log", dtick="D2")
-    title = "Accuracy while weights go (lines: mean over seeds; diamonds: the judged network of each seed). "
-    title += f"At the asked accuracy: {', '.join(summary)} smaller" if summary else ""
+    figure.update_xaxes(type="log", tickvals=TENTHS, ticktext=[f"{v:g}" for v in TENTHS])
+    title = "Accuracy while weights go (lines: mean over seeds; diamonds: the judged networks)"
+    title += f". Judged: {', '.join(summary)} fewer weights" if summary else ""
     return style(figure, title, height=520, x="compression ratio [all weights / weights left]",
                  y="accuracy [share of test images]")  # fmt: skip
 
@@ -97,9 +98,9 @@ def histogram(lab) -> go.Figure:
              for k, (nets, _) in cases.items()}  # fmt: skip
     scale = lab.params.loss_scale
     task = run.tasks[0]
-    share = {k: float(np.mean(scale * v > 0.1)) for k, v in found.items()}
-    title = (f"{share['before training']:.2%} of the weights have |dL/dw| above a tenth of the gate's width before training, "
-             f"{share['after training']:.2%} after it")  # fmt: skip
+    q = {k: float(np.quantile(v, 0.999)) if len(v) else 0.0 for k, v in found.items()}
+    title = (f"999 of 1,000 weights have |dL/dw| below {q['before training']:.1g} before training and below "
+             f"{q['after training']:.1g} after it; the gate closes at {1 / scale:g}")  # fmt: skip
     return gate_picture({k: (v, cases[k][1]) for k, v in found.items()}, task, title)
 
 
@@ -120,7 +121,7 @@ def gate_picture(found: dict[str, tuple[np.ndarray, str]], task, title: str) -> 
     figure.update_xaxes(type="log", range=[-8, 1], dtick=1, exponentformat="power")
     style(figure, title, height=480, x="size of the derivative, |dL/dw|")
     figure.update_yaxes(title_text="share of the weights left [per eighth of a decade]", secondary_y=False, rangemode="tozero")
-    return figure.update_yaxes(title_text="gate", range=[0, 1.05], secondary_y=True, showgrid=False)
+    return figure.update_yaxes(title_text="gate", range=[0, 1.05], dtick=0.25, secondary_y=True, showgrid=False)
 
 
 def stages(lab) -> go.Figure:
@@ -141,22 +142,26 @@ def stages(lab) -> go.Figure:
                                marker=dict(symbol="triangle-down", size=8, color=faded(COLOURS[arm], 0.6)), **at)  # fmt: skip
         texts.append(f"{WORDS[arm]} {count.to_numpy()[-1].mean():.1f}")
     figure.update_yaxes(type="log", title_text="mean cross-entropy [nats]", col=1)
-    figure.update_yaxes(type="log", title_text="weights left [%]", col=2, dtick="D2")
+    figure.update_yaxes(type="log", title_text="weights left [%]", col=2)
+    figure.update_yaxes(tickvals=TENTHS, ticktext=[f"{v:g}" for v in TENTHS])
     title = f"Learn, wait for a plateau, prune (triangles: one pruning of one seed), learn again. Prunings: {', '.join(texts)}"
     return style(figure, title, height=480, x="optimiser step")
 
 
 def pixels(lab) -> go.Figure:
     """First-layer weights as pictures of the input, |w| summed over neurons, mean over seeds."""
-    arms = [a for a in ("dense", "magnitude", "l2_threshold", "lobster", "lobster_scaled", "inverse_gate") if a in lab.arms]
-    pictures, border = [], {}
+    arms = [a for a in ("magnitude", "l2_threshold", "lobster", "dense") if a in lab.arms]
+    sums, kept = [], {}
     for arm in arms:
         nets = lab.arms[arm].members
-        pictures.append(np.mean([picture(net.weights[0].detach().abs().sum(1)) for net in nets], 0))
-        border[arm] = np.mean([rim(picture((net.weights[0] != 0).float().mean(1))) for net in nets])
-    title = f"Sum of |w| that leave each pixel. Of the outermost ring's weights LOBSTER keeps {border['lobster']:.1%}"
-    title += f", L2 {border['l2_threshold']:.1%}" if "l2_threshold" in border else ""
-    return images(pictures, [WORDS[a] for a in arms], title=title, columns=3, scale="Viridis")
+        sums.append(np.mean([picture(net.weights[0].detach().abs().sum(1)) for net in nets], 0))
+        kept[arm] = np.mean([picture((net.weights[0] != 0).float().mean(1)) for net in nets], 0)
+    pruned = [a for a in arms if a != "dense"]
+    words = [f"{WORDS[a]}, sum of |w|" for a in arms] + [f"{WORDS[a]}, share left" for a in pruned]
+    title = "First layer by pixel. Weights left on the outermost ring and elsewhere: " + ", ".join(
+        f"{WORDS[a]} {rim(kept[a]):.1%} and {centre(kept[a]):.1%}" for a in ("l2_threshold", "lobster") if a in kept
+    )
+    return images(sums + [kept[a] for a in pruned], words, title=title, columns=len(arms), scale="Viridis")
 
 
 def picture(values: torch.Tensor) -> np.ndarray:
@@ -168,6 +173,11 @@ def picture(values: torch.Tensor) -> np.ndarray:
 def rim(square: np.ndarray) -> float:
     """Mean over the outermost ring."""
     return float(np.concatenate([square[0], square[-1], square[1:-1, 0], square[1:-1, -1]]).mean())
+
+
+def centre(square: np.ndarray) -> float:
+    """Mean inside the outermost ring."""
+    return float(square[1:-1, 1:-1].mean())
 
 
 def loss_scale(lab) -> go.Figure:
@@ -187,9 +197,9 @@ def loss_scale(lab) -> go.Figure:
                        error_y=dict(array=[e[0] for e in error], arrayminus=[e[1] for e in error], width=6))  # fmt: skip
     margin = next(c.margin for c in lab.study.claims if c.id == "sparser-than-l2")
     figure.add_hline(y=margin, line=dict(color=INK, dash="dash", width=1.5), annotation_text=f"margin {margin:+g}",
-                     annotation_font_color=INK, annotation_position="top left")  # fmt: skip
+                     annotation_font_color=INK, annotation_position="top right")  # fmt: skip
     figure.add_hline(y=0, line=dict(color=INK, width=1))
-    figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{v:g}" for v in x])
+    figure.update_xaxes(type="log", range=[np.log10(x[0]) - 0.4, np.log10(x[-1]) + 0.9], tickvals=x, ticktext=[f"{v:g}" for v in x])
     title = f"LOBSTER minus L2 when the loss in the gate is scaled up: spread of the gate {', '.join(texts)}"
     return style(figure, title, height=440, x="factor on the loss inside the gate", y="difference in log10(compression ratio)")
 
@@ -200,7 +210,7 @@ def loss_scale(lab) -> go.Figure:
 def first_layer(net, params) -> go.Figure:
     """First-layer weights as a picture of the input, |w| summed over neurons."""
     title = f"Sum of |w| that leave each pixel; outermost ring {rim(picture((net.weights[0] != 0).float().mean(1))):.0%} left"
-    return images([picture(net.weights[0].detach().abs().sum(1))], [""], title=title, columns=2, scale="Viridis")
+    return images([picture(net.weights[0].detach().abs().sum(1))], [""], title=title, columns=1, scale="Viridis").update_layout(height=560)
 
 
 def gradient_view(net, params) -> go.Figure:
@@ -223,7 +233,7 @@ def survivors(net, params, limit: int = 6000) -> go.Figure:
             places = mask.nonzero()
             places = places[:: max(1, len(places) // limit)]
             figure.add_scattergl(x=places[:, 1].numpy(), y=places[:, 0].numpy(), mode="markers", name=name, legendgroup=name,
-                                 marker=dict(size=2, color=colour), showlegend=i == 0, row=1, col=i + 1)  # fmt: skip
+                                 marker=dict(size=3, color=colour), showlegend=i == 0, row=1, col=i + 1)  # fmt: skip
         figure.update_xaxes(title_text="output unit", range=[-1, w.shape[1]], row=1, col=i + 1)
         figure.update_yaxes(title_text="input" if i == 0 else None, range=[w.shape[0], -1], row=1, col=i + 1)
     return style(figure, f"{net.left:,} of {net.size:,} weights are left after {now} prunings", height=480)
