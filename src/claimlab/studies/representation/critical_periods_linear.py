@@ -80,14 +80,14 @@ class Params:
                                  "more; raise init or steps")  # fmt: skip
 
     def time_to(self, share: float, depth: int, s: float = 10.0) -> float:
-        """Time in which two equal undisturbed pathways learn `share` of a mode: the integral of dp / (p^(D-1) (s - 2 p^D)),
-        by the trapezoid rule in ln p (whose step is written without a logarithm)."""
-        first, last, n = self.init, (share * s / 2) ** (1 / depth), 500
+        """Time in which two equal undisturbed pathways learn `share` of a mode: the integral of K^(2/D - 1) / (D s) over y, with
+        K = s z / (2 + 2 z) and y = ln z, by the trapezoid rule (whose step in y is written without a logarithm)."""
+        first, last, n = 2 * self.init**depth / (s - 2 * self.init**depth), share / (1 - share), 200
         if last <= first:
             return 0.0
-        grid = [first * (last / first) ** (k / n) for k in range(n + 1)]
-        values = [p ** (2 - depth) / (s - 2 * p**depth) for p in grid]
-        ratio = grid[1] / grid[0]
+        ratio = (last / first) ** (1 / n)
+        grid = [s * first * ratio**k / (2 + 2 * first * ratio**k) for k in range(n + 1)]
+        values = [k ** (2 / depth - 1) / (depth * s) for k in grid]
         return (sum(values) - (values[0] + values[-1]) / 2) * (ratio**0.5 - ratio**-0.5)
 
     def horizon(self, depth: int) -> float:
