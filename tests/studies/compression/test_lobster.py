@@ -266,7 +266,7 @@ def test_readings_against_numpy():
     w = np.concatenate([p.detach().numpy().ravel() for p in net.weights]).astype(float)
     gate = np.maximum(0, 1 - 30 * np.abs(np.concatenate([g.numpy().ravel() for g in grads])))[w != 0]
     w = w[w != 0]
-    found = dict(zip(M.READING, net.reading.tolist(), strict=True))
+    found = dict(zip(method.READING, net.reading.tolist(), strict=True))
     assert found["gate_mean"] == pytest.approx(gate.mean(), rel=1e-4)
     assert found["gate_spread"] == pytest.approx(gate.std(ddof=1), rel=1e-3)
     lobster, l2 = w * gate, w

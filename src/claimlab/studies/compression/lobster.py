@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.studies.compression import _lobster_method as rule
 from claimlab.studies.compression._lobster_data import split
-from claimlab.studies.compression._lobster_method import READING, LeNet, Lobster, bisect, cut, gate_of, lenet, magnitudes
+from claimlab.studies.compression._lobster_method import LeNet
 from claimlab.study import Control, Paper
 from claimlab.training import Supervised
 
@@ -100,7 +101,7 @@ class Dense(Supervised):
         return bound
 
     def init(self):
-        return lenet(self.p.network, self.x.shape[1], 10)
+        return rule.lenet(self.p.network, self.x.shape[1], 10)
 
     def begin(self, start):
         """A fresh member (from scratch, not from `start`), told how accurate the dense network of its seed became."""
@@ -112,7 +113,7 @@ class Dense(Supervised):
         return {"weights": {}, "biases": {}}
 
     def optimizer(self, groups):
-        return Lobster(groups, self.kind, self.p.loss_scale * self.amplify, self.p.shuffle_gate, pin=self.prunes)
+        return rule.Lobster(groups, self.kind, self.p.loss_scale * self.amplify, self.p.shuffle_gate, pin=self.prunes)
 
     def block(self, net, rng, step, n):
         rows = torch.randint(len(self.x), (n, self.batch_size), generator=rng).to(self.x.device)
@@ -147,8 +148,8 @@ class Dense(Supervised):
     def prune(self, net: LeNet, loss: Tensor) -> int:
         """Pin the smallest weights up to (1 + tolerance) times the loss of now; how many went."""
         net.bound.copy_(loss * (1 + self.p.tolerance))
-        sizes = magnitudes(net.weights)
-        gone = bisect(sizes, lambda t: self.validation_loss(net, cut(net.weights, t)), net.bound) if len(sizes) else 0
+        sizes = rule.magnitudes(net.weights)
+        gone = rule.bisect(sizes, lambda t: self.validation_loss(net, rule.cut(net.weights, t)), net.bound) if len(sizes) else 0
         if gone:
             net.prunings.add_(1)
             net.best.fill_(math.inf)
@@ -180,7 +181,7 @@ class Dense(Supervised):
     def reaches(self, net: LeNet, asked: float, weights: list[Tensor] | None = None, order: Tensor | None = None) -> bool:
         """Whether the validation accuracy is at least `asked`; given up as soon as there are too many errors."""
         x, y = self.valid
-        allowed, errors = (1 - asked) * len(x) + 1e-6, 0
+        allowed, errors = (1 - asked) * len(x) + 1e-3, 0  # `asked` is kept in single precision
         for rows in (torch.arange(len(x), device=x.device) if order is None else order).split(100):
             errors += int((net(x[rows], weights).argmax(1) != y[rows]).sum())
             if not errors <= allowed:
@@ -190,11 +191,11 @@ class Dense(Supervised):
     def sweep(self, net: LeNet, count: int = 200) -> None:
         """`count` thresholds on the final network, from the sparsest (1 weight of 300) on to the first that is accurate
         enough: the largest compression of all of them. The hardest images are asked first, which finds failures early."""
-        sizes = magnitudes(net.weights)
+        sizes = rule.magnitudes(net.weights)
         order = cross_entropy(net(self.valid[0]), self.valid[1], reduction="none").argsort(descending=True)
         steps = torch.linspace(math.log(max(net.size / 300, 1)), math.log(max(len(sizes), 1)), count, dtype=torch.float64)
         for left in steps.exp().round().long().tolist():
-            if left <= len(sizes) and self.keep_record(net, left, cut(net.weights, sizes[-left]), order):
+            if left <= len(sizes) and self.keep_record(net, left, rule.cut(net.weights, sizes[-left]), order):
                 return
 
     def read(self, net: LeNet, x: Tensor, y: Tensor) -> None:
@@ -207,7 +208,7 @@ class Dense(Supervised):
         # quantiles from every 13th weight: sorting all of them would cost more than the training in between
         q = [g.abs().flatten()[::13].quantile(0.9).clamp_min(1e-12) for g in grads]
         scale = self.p.loss_scale * self.amplify
-        gates = [gate_of(self.kind, g, v, scale).expand_as(g) for g, v in zip(grads, q, strict=True)]
+        gates = [rule.gate_of(self.kind, g, v, scale).expand_as(g) for g, v in zip(grads, q, strict=True)]
         alive = [w != 0 for w in net.weights]
         size, gate, w = (torch.cat([p[a] for p, a in zip(part, alive, strict=True)]) for part in (grads, gates, net.weights))
         if len(w) < 2:
@@ -227,7 +228,7 @@ class Dense(Supervised):
             "removed_neurons": (hidden == 0).all(0).double().mean(),
         }  # fmt: skip
         if net.readings > 0:
-            found |= dict(zip(READING, net.reading, strict=True)) | {"gate_spread": net.spread / net.readings}
+            found |= dict(zip(rule.READING, net.reading, strict=True)) | {"gate_spread": net.spread / net.readings}
         return found
 
     def final(self, net):
