@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import claimlab  # noqa: F401 - before torch: it says how torch's threads wait
+import claimlab  # noqa: F401 - before torch: it says how many threads torch takes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from claimlab import cli, console, contract, readme, runner, scaffold
+from claimlab import cli, console, contract, live, readme, remote, runner, scaffold
 from claimlab import study as studies
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
@@ -170,6 +170,12 @@ def test_a_run_in_another_process_is_steered_and_stopped(own_studies, home, caps
         assert code == 2 and "lr = -1" in err
         code, _, err = said(capsys, "steer", one["id"], "set", "gap=1")
         assert code == 2 and "cannot be changed" in err
+        assert said(capsys, "steer", one["id"], "pause")[0] == 0 and book.run(one["id"])["status"] == "paused"
+        code, out, _ = said(capsys, "steer", one["id"], "freeze", "weight", "--arm", "slow", "--json")
+        assert code == 0 and json.loads(out)["new"] == "weight"
+        code, _, err = said(capsys, "steer", one["id"], "step", "3", "4")
+        assert code == 2 and "step takes n" in err
+        assert said(capsys, "steer", one["id"], "step", "3")[0] == 0
         assert said(capsys, "steer", one["id"], "stop")[0] == 0
         found = json.loads(child.communicate(timeout=60)[0].splitlines()[-1])
     finally:
@@ -177,6 +183,34 @@ def test_a_run_in_another_process_is_steered_and_stopped(own_studies, home, caps
     assert child.returncode == 0 and found["status"] == "stopped"
     assert len(book.table(one["id"])) > 0
     assert said(capsys, "steer", one["id"], "stop")[0] == 2
+    book.close()
+
+
+@pytest.mark.parametrize("text", ["9..5", "a", "1,1", "-1", ""])
+def test_seeds_of_a_replay_are_whole_numbers_each_once(text):
+    with pytest.raises(KnobError, match="write 5..9 or 3,4,8"):
+        remote.seeds_of(text)
+
+
+def test_a_stopped_run_is_resumed_and_a_changed_one_replayed(own_studies, home, capsys):
+    assert remote.seeds_of("5..7") == [5, 6, 7] and remote.seeds_of("3,4,8") == [3, 4, 8]
+    book, one = Ledger(), studies.find("toy-blobs")
+    run = book.start_run(one.slug, {"steps": 40}, seeds=range(5))
+    book.command(run, "set", {"name": "lr", "value": 0.5}, arm="slow")
+    book.command(run, "stop", {})
+    with pytest.raises(live.Stopped):
+        live.execute(one, one.make({"steps": 40}), book, run)
+    book.set_status(run, "stopped")
+    code, out, _ = said(capsys, "resume", run)
+    assert code == 0 and "finished" in out and book.run(run)["status"] == "finished"
+    code, _, err = said(capsys, "replay", run)
+    assert code == 2 and "nothing was changed" in err  # the last checkpoint lies before the change
+    assert said(capsys, "resume", run)[0] == 2
+    other = book.start_run(one.slug, {"steps": 40}, seeds=range(5))
+    book.command(other, "set", {"name": "lr", "value": 0.5}, arm="slow")
+    live.execute(one, one.make({"steps": 40}), book, other)
+    code, out, _ = said(capsys, "replay", other, "--seeds", "5..9")
+    assert code == 0 and "accuracy of with the changes minus left alone" in out and "n = 5" in out
     book.close()
 
 

@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from claimlab import remote
 from claimlab import study as studies
 from claimlab.params import PROFILES, KnobError, pairs
 from claimlab.study import StudyError
-
-ICONS = {"supported": "✔", "refuted": "✘", "undecided": "?"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,10 +69,14 @@ def parser() -> argparse.ArgumentParser:
     new_parser = add("new", new, "write the three files of a new study")
     new_parser.add_argument("slug")
     new_parser.add_argument("--family", required=True, choices=sorted(studies.FAMILIES))
-    runs_parser = add("runs", runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
+    runs_parser = add("runs", remote.runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
     runs_parser.add_argument("what", nargs="*", metavar="show ID")
     runs_parser.add_argument("--study")
-    _add_steer(add("steer", steer, "change a running run: `steer ID set lr=1e-3` or `steer ID stop`", reads=True))
+    remote.add_steer(add("steer", remote.steer, "change a run that goes on: `steer ID set lr=1e-3`, `steer ID pause`", reads=True))
+    add("resume", remote.resume, "go on with a run that ended early, from its last checkpoint").add_argument("run")
+    again = add("replay", remote.replay, "run again with the changes that were made to a run, at the same steps")
+    again.add_argument("run")
+    again.add_argument("--seeds", help="other seeds, as 5..9 or 3,4,8: was it luck?")
     return top
 
 
@@ -101,18 +104,10 @@ def _add_report(one: argparse.ArgumentParser) -> None:
     one.add_argument("--reference", action="store_true", help="write data/verdicts.csv and the README's table as well")
 
 
-def _add_steer(one: argparse.ArgumentParser) -> None:
-    one.add_argument("run")
-    one.add_argument("verb", help="set or stop")
-    one.add_argument("change", nargs="*", metavar="NAME=VALUE")
-    one.add_argument("--arm", help="one arm only")
-    one.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the answer")
-
-
 # ---- reading
 
 
-def _tell(found: Any, indent: int | None = 1) -> None:
+def tell(found: Any, indent: int | None = 1) -> None:
     """Print strict JSON: a number that is not finite, which JSON does not have, becomes null."""
 
     def finite(value: Any) -> Any:
@@ -128,7 +123,7 @@ def _tell(found: Any, indent: int | None = 1) -> None:
 def list_studies(options) -> int:
     found = studies.catalogue()
     if options.json:
-        _tell([s.as_dict() for s in found if not s.broken])
+        tell([s.as_dict() for s in found if not s.broken])
     else:
         for one in found:
             print(f"{one.slug:24} {one.family:14} " + (f"BROKEN: {one.broken}" if one.broken else one.paper.question))
@@ -141,7 +136,7 @@ def list_studies(options) -> int:
 def show(options) -> int:
     one = studies.find(options.study)
     if options.json:
-        _tell({**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)})
+        tell({**one.as_dict(), "honesty": one.honesty, "source": str(one.path), "notebook": str(one.notebook)})
         return 0
     print(f"{one.paper.question}\n\n{one.paper.title} ({one.paper.authors}, {one.paper.year})\n\nClaims")
     for claim in one.claims:
@@ -152,34 +147,6 @@ def show(options) -> int:
         print(f"  {knob.name} = {knob.default}: {knob.help}; {knob.allowed} {knob.unit}{live}")
     print(f"\nWhat the scale hides\n  {one.honesty}")
     return 0
-
-
-def runs(options) -> int:
-    from claimlab.ledger import Ledger
-
-    if options.what and (options.what[0] != "show" or len(options.what) != 2):
-        raise KnobError(f"claimlab runs {' '.join(options.what)} is not known; use `claimlab runs` or `claimlab runs show ID`")
-    book = Ledger()
-    book.reap()
-    if options.what:
-        one = book.run(options.what[1])
-        facts = {**one, **{kind: getattr(book, kind)(one["id"]) for kind in ("verdicts", "artifacts", "events")}}
-        _tell(facts) if options.json else print(_described(facts))
-        return 0
-    found = book.runs(study=options.study)
-    if options.json:
-        _tell(found)
-    elif not found:
-        print("No run yet. Start one with `claimlab run STUDY`.")
-    for one in [] if options.json else found:
-        print(f"{one['id']:52} {one['status']:9} {one['profile']:8} {one['done'] or 0}/{one['total'] or '?'} {one['reason']}")
-    return 0
-
-
-def _described(facts: dict[str, Any]) -> str:
-    lines = [f"{facts['id']}: {facts['status']} {facts['reason']}".rstrip(), f"knobs: {json.dumps(facts['params'])}"]
-    lines += [f"{ICONS[v['verdict']]} {v['claim']}: {v['sentence']}" for v in facts["verdicts"]]
-    return "\n".join(lines + [f"{a['kind']}: {a['path']}" for a in facts["artifacts"]])
 
 
 # ---- running
@@ -196,7 +163,7 @@ def run(options) -> int:
         single_file=options.single_file, run_id=options.run_id,
     )  # fmt: skip
     if options.json:
-        _tell(outcome.as_dict(), indent=None)
+        tell(outcome.as_dict(), indent=None)
     else:
         console.tell(outcome)
     return 1 if outcome.status == "failed" else 0
@@ -242,26 +209,6 @@ def dashboard(options) -> int:
     return console.wait(process)
 
 
-def steer(options) -> int:
-    from claimlab import console, live
-    from claimlab.ledger import ENDED, Ledger
-
-    book = Ledger()
-    book.reap()
-    one = book.run(options.run)
-    if one["status"] in ENDED:
-        raise KnobError(f"the run {one['id']} is {one['status']}; only a run that goes on can be steered")
-    changes = pairs(options.change) or {None: None}
-    answers = []
-    for name, value in changes.items():
-        payload = live.validate(studies.find(one["study"]), options.verb, {"name": name, "value": value} if name else {})
-        number = book.command(one["id"], options.verb, payload, arm=options.arm, by="command line")
-        answers.append(console.await_answer(book, one["id"], number, options.timeout))
-    for answer in answers:
-        _tell(answer, indent=None) if options.json else print(answer["text"])
-    return 0 if all(a["ok"] for a in answers) else 2
-
-
 # ---- writing
 
 
@@ -282,7 +229,7 @@ def check(options) -> int:
     found = [studies.find(options.study)] if options.study else studies.catalogue()
     reports = {one.slug: contract.missing(one) for one in found}
     if options.json:
-        _tell(reports)
+        tell(reports)
     for slug, missing in {} if options.json else reports.items():
         print(f"{slug}: " + ("everything is there" if not missing else f"{len(missing)} to mend"))
         for one in missing:

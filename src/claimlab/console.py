@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -163,17 +162,3 @@ def wait(process: subprocess.Popen) -> int:
     last = "\n".join(_log().read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
     ERRORS.print(f"The dashboard has ended by itself (code {code}). {_log()} says:\n{last}", markup=False, highlight=False)
     return 1
-
-
-def await_answer(book: Any, run: str, number: int, timeout: float) -> dict[str, Any]:
-    """Wait until the run answers a command: {ok, step, old, new, reason, text}."""
-    until = time.monotonic() + timeout
-    while time.monotonic() < until:
-        command = next(c for c in book.commands(run) if c["id"] == number)
-        if command["answered"] is not None:
-            found = {k: command[k] for k in ("ok", "step", "old", "new", "reason")}
-            done = f"applied at step {found['step']}" + ("" if found["new"] is None else f": {found['old']} -> {found['new']}")
-            return {**found, "ok": bool(found["ok"]), "text": done if found["ok"] else f"refused: {found['reason']}"}
-        time.sleep(0.05)
-    reason = f"no answer within {timeout:g} s; the command stays queued"
-    return {"ok": False, "step": None, "old": None, "new": None, "reason": reason, "text": reason}

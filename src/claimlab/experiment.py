@@ -35,6 +35,7 @@ class Experiment:
         self.arms: dict[str, Any] = {}
         self.finished: set[str] = set()
         self.steered = False
+        self.told: dict[str, set[int]] = {}  # members whose divergence has been reported, by arm
         self._rows: list[tuple] = []
         self._table: pd.DataFrame | None = None
         self._figures: dict[str, Any] | None = None

@@ -145,6 +145,10 @@ class Ledger(Database):
         rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
         return rows, rows[-1][0] if rows else cursor
 
+    def cursor(self, run: str) -> int:
+        """The id of the last committed point of a run; 0 if there is none."""
+        return self._rows(select(func.max(schema.metric.c.id).label("last")).where(schema.metric.c.run == run))[0]["last"] or 0
+
     def table(self, run: str) -> pd.DataFrame:
         """The tidy table of a run: study, arm, seed, step, metric, value; from Parquet once it is closed."""
         import pandas as pd
@@ -155,6 +159,7 @@ class Ledger(Database):
         if kept and Path(kept[-1]).exists():
             return pd.read_parquet(kept[-1])
         rows, _ = self.points_since(run)
+        rows = standing(rows, self.events(run))
         frame = pd.DataFrame([row[1:] for row in rows], columns=COLUMNS).astype({"value": "float64"})
         frame.insert(0, "study", study)
         return frame
@@ -193,17 +198,9 @@ class Ledger(Database):
     def event(self, run: str, kind: str, step: int | None = None, arm: str | None = None, seed: int | None = None,
               payload: dict | None = None) -> None:  # fmt: skip
         """Record that something happened."""
-        row = {
-            "run": run,
-            "kind": kind,
-            "step": step,
-            "arm": arm,
-            "seed": seed,
-            "time": time.time(),
-            "payload": json.dumps(payload or {}),
-        }
+        row = {"run": run, "kind": kind, "step": step, "arm": arm, "seed": seed, "payload": json.dumps(payload or {})}
         with self._writing() as connection:
-            connection.execute(schema.event.insert().values(**row))
+            connection.execute(schema.event.insert().values(**row, time=time.time()))
 
     def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
         """Events of a run with an id above `after`, oldest first."""
@@ -280,6 +277,15 @@ class Ledger(Database):
         """Number of runs by status."""
         query = select(schema.run.c.status, func.count().label("n")).group_by(schema.run.c.status)
         return {row["status"]: row["n"] for row in self._rows(query)}
+
+
+def standing(points: list[tuple], events: Iterable[dict[str, Any]]) -> list[tuple]:
+    """The points (id, arm, seed, step, metric, value) that no rollback has undone."""
+    for event in events:
+        if event["kind"] == "rollback":
+            to, cursor = event["payload"]["to"], event["payload"]["cursor"]
+            points = [p for p in points if p[0] > cursor or p[3] <= to.get(p[1], -1)]
+    return points
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:

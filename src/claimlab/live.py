@@ -1,123 +1,110 @@
-"""Joins an Experiment to the ledger: logs its ticks, obeys commands between two steps, records verdicts and figures."""
+"""Joins an Experiment to the ledger: logs its ticks, lets it be steered between two steps, records verdicts and figures."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from claimlab import experiment as experiments
+from claimlab.checkpoints import Shelf
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError, values
-from claimlab.study import Study
-from claimlab.training import Tick
-from claimlab.training.run import SETTABLE
+from claimlab.steering import Driver, Stopped, validate
+from claimlab.study import Study, find
+from claimlab.training import Run, Tick, surgery
 
+__all__ = ["Stopped", "execute", "record", "resume", "validate"]
 BEAT = 0.5
-
-
-class Stopped(RuntimeError):
-    """The run obeyed a stop command; what was recorded is kept."""
-
-
-def validate(study: Study, verb: str, payload: dict[str, Any]) -> dict[str, Any]:
-    """Check a command before it is queued, and again where it is applied; the payload with values of the right type.
-
-    KnobError names the setting, the value and the allowed range; only knobs marked live can be set.
-    """
-    if verb == "stop":
-        return {}
-    if verb != "set":
-        raise KnobError(f"the verb {verb!r} is not known here; verbs: set, stop")
-    name, value = payload.get("name"), payload.get("value")
-    if name in SETTABLE:
-        low, high = SETTABLE[name]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not low <= number <= high:
-            raise KnobError(f"{name} = {value} is not allowed: {name} must be in [{low:g}, {high:g}]")
-        return {"name": name, "value": number}
-    knob = {k.name: k for k in study.knobs}.get(name)
-    if knob is None or not knob.live:
-        live = [k.name for k in study.knobs if k.live]
-        raise KnobError(f"{name} cannot be changed while the run goes on; settings that can: {', '.join([*SETTABLE, *live])}")
-    return {"name": name, "value": knob.check(value)}
+END = object()
 
 
 def execute(study: Study, params: Any, ledger: Ledger, run: str, *, seeds: Sequence[int] | None = None,
-            on_tick: Callable[[Experiment, str, Tick], None] | None = None) -> Experiment:  # fmt: skip
+            on_tick: Callable[[Experiment, str, Tick], None] | None = None,
+            begin: Callable[[Driver], None] | None = None) -> Experiment:  # fmt: skip
     """Drive the experiment of `study` as run `run` of the ledger and return it finished and judged.
 
     Raises Stopped after a stop command. Points are kept whatever happens. The status `finished` is the caller's to set.
+    `begin` may set the experiment to a state before its first step.
     """
     params = study.module.Params(**values(params))
     lab = Experiment(study, params, seeds)
+    driver = Driver(study, lab, ledger, run)
     ledger.set_status(run, "running")
-    told: set[tuple[str, int]] = set()
     with _Heart(ledger, run, lab):
         try:
-            for pair in lab.stepwise():
-                _obey(study, lab, ledger, run)
-                if pair is None:
-                    continue
-                _log(lab, ledger, run, *pair, told)
-                if on_tick is not None:
-                    on_tick(lab, *pair)
-            _conclude(lab, ledger, run)
+            if begin is not None:
+                begin(driver)
+            while (pair := next(lab.stepwise(), END)) is not END:  # looked up each time: a rollback begins it anew
+                if pair is not None:
+                    record(lab, ledger, run, *pair)
+                    if on_tick is not None:
+                        on_tick(lab, *pair)
+                driver.between()
+            _conclude(lab, ledger, run, whole=begin is None)
         finally:
             ledger.flush()
     return lab
 
 
-def _log(lab: Experiment, ledger: Ledger, run: str, arm: str, tick: Tick, told: set[tuple[str, int]]) -> None:
+def resume(ledger: Ledger, run: str) -> Experiment:
+    """Go on with a run that has ended early, from its last checkpoint, or begin a fork; the notebook is not run.
+
+    KnobError for a run that goes on or is finished, or that has no checkpoint.
+    """
+    row = ledger.run(run)
+    study, shelf = find(row["study"]), Shelf(ledger, run)
+    born = next((e["payload"] for e in ledger.events(run) if e["kind"] == "forked"), None)
+    if row["status"] not in ("queued", "failed", "stopped", "timed out", "lost"):
+        raise KnobError(f"the run {run} is {row['status']}; only one that has ended early can be resumed")
+    known = shelf.all()
+    if not known and born is None:
+        raise KnobError(f"the run {run} has no checkpoint to go on from; start it again: claimlab run {study.slug}")
+
+    def begin(driver: Driver) -> None:
+        if known:
+            return driver.shelf.take(driver.lab, known[-1]["name"], by="resume")
+        driver.lab.load(Shelf(ledger, born["parent"]).read(born["checkpoint"]))
+        ledger.log(run, [tuple(one[1:]) for one in driver.lab.table.itertuples(index=False)])
+        if change := born["change"]:
+            plan = driver.plan(change["verb"], change, change["arm"], change["seed"])
+            driver.act(plan, change["verb"], change, {"seed": change["seed"], "by": "fork"})
+        return None
+
+    lab = execute(study, study.make(row["params"]), ledger, run, seeds=row["seeds"], begin=begin)
+    ledger.finish(run)
+    ledger.set_status(run, "finished")
+    return lab
+
+
+def record(lab: Experiment, ledger: Ledger, run: str, arm: str, tick: Tick) -> None:
+    """Log one tick; a member that has diverged since the last one is explained."""
     ledger.log(run, [row[1:] for row in experiments.rows(lab.study.slug, arm, lab.seeds, tick)])
-    for member in tick.diverged:
-        if (arm, member) not in told:
-            told.add((arm, member))
-            ledger.event(run, "diverged", step=tick.step, arm=arm, seed=lab.seeds[member])
+    for member in set(tick.diverged) - lab.told.get(arm, set()):
+        lab.told.setdefault(arm, set()).add(member)
+        chain = lab.arms[arm]
+        trained = getattr(chain, "run", chain)
+        facts = surgery.explain(trained, member) if isinstance(trained, Run) else {}
+        ledger.event(run, "diverged", step=tick.step, arm=arm, seed=lab.seeds[member], payload=facts)
 
 
-def _conclude(lab: Experiment, ledger: Ledger, run: str) -> None:
+def _conclude(lab: Experiment, ledger: Ledger, run: str, whole: bool) -> None:
     ledger.flush()
     ledger.record_verdicts(run, [v.as_dict() for v in lab.verdicts()])
     ledger.event(run, "budget", payload={"arms": lab.budgets.to_dict("records")})
     folder = home() / run / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in lab.figures().items():
+    try:
+        drawn = lab.figures()
+    except Exception as error:  # a study may draw from what training remembers, and what goes on elsewhere remembers less
+        if whole:
+            raise
+        return ledger.event(run, "error", payload={"text": f"no figures: {type(error).__name__}: {error}"})
+    for name, figure in drawn.items():
         path = folder / f"{name}.json"
         path.write_text(figure.to_json(), encoding="utf-8")
         ledger.artifact(run, f"figure:{name}", str(path))
-
-
-def _obey(study: Study, lab: Experiment, ledger: Ledger, run: str) -> None:
-    """Apply what has been asked since the last step; a refusal leaves the run unharmed."""
-    for command in ledger.pending(run):
-        try:
-            payload = validate(study, command["verb"], command["payload"])
-            if command["verb"] == "stop":
-                ledger.answer(command["id"], True, step=lab.done)
-                ledger.event(run, "stop", step=lab.done, payload={"by": command.get("by", "")})
-                raise Stopped(f"stopped at step {lab.done} of {lab.total}")
-            _set(lab, ledger, run, command, payload)
-        except (KnobError, ValueError) as refusal:
-            ledger.answer(command["id"], False, reason=str(refusal))
-
-
-def _set(lab: Experiment, ledger: Ledger, run: str, command: dict, payload: dict) -> None:
-    seed = command.get("seed")
-    if seed is not None and seed not in lab.seeds:
-        raise ValueError(f"there is no seed {seed} in this run")
-    member = None if seed is None else lab.seeds.index(seed)
-    changed = lab.set(payload["name"], payload["value"], arm=command.get("arm"), member=member)
-    for arm, (old, new) in changed.items():
-        ledger.event(run, "set", step=lab.arms[arm].step, arm=arm, seed=seed,
-                     payload={"name": payload["name"], "old": old, "new": new, "by": command.get("by", "")})  # fmt: skip
-    arm, (old, new) = next(iter(changed.items()))
-    ledger.answer(command["id"], True, step=lab.arms[arm].step, old=old, new=new)
 
 
 class _Heart:
