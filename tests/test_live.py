@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from claimlab import live
+from claimlab import live, verbs
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
@@ -122,7 +122,7 @@ def test_a_live_knob_can_be_set(ledger, study):
 @pytest.mark.parametrize("verb", ["explode", ""])
 def test_an_unknown_verb_is_refused_before_it_is_queued(study, verb):
     with pytest.raises(KnobError, match="verbs"):
-        live.validate(study, verb, {})
+        verbs.validate(study, verb, {})
 
 
 def test_divergence_is_an_event_and_the_others_go_on(ledger, study):

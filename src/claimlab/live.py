@@ -11,11 +11,11 @@ from claimlab.checkpoints import Shelf
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError, values
-from claimlab.steering import Driver, Stopped, validate
+from claimlab.steering import Driver, Stopped
 from claimlab.study import Study, find
 from claimlab.training import Run, Tick, surgery
 
-__all__ = ["Stopped", "execute", "record", "resume", "validate"]
+__all__ = ["Stopped", "execute", "record", "resume"]
 BEAT = 0.5
 END = object()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PROFILES = ("smoke", "default", "full")
+SETTABLE = {"lr": (0.0, 10.0), "weight_decay": (0.0, 10.0), "momentum": (0.0, 0.9999)}  # while training goes on: low, high
 
 
 class KnobError(ValueError):

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from claimlab import study as studies
+from claimlab import verbs
 from claimlab.params import KnobError, pairs
 
 ARGUMENTS = {"step": ("n",), "rollback": ("step",), "drive": ("seconds", "to")} | dict.fromkeys(("reset", "freeze", "unfreeze"), ("layer",))
@@ -45,13 +46,12 @@ def send(book: Any, run: str, verb: str, payload: dict[str, Any], *, arm: str | 
 
     KnobError where the run has ended or the command is not allowed; a refusal by the run is an answer that is not ok.
     """
-    from claimlab import live
     from claimlab.ledger import ENDED
 
     row = book.run(run)
     if row["status"] in ENDED:
         raise KnobError(f"the run {run} is {row['status']}; only a run that goes on can be steered")
-    checked = live.validate(studies.find(row["study"]), verb, payload)
+    checked = verbs.validate(studies.find(row["study"]), verb, payload)
     number = book.command(run, verb, checked, arm=arm, seed=seed, by=by)
     return _answer(book, run, number, timeout)
 

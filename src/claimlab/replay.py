@@ -16,8 +16,8 @@ from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError, values
 from claimlab.runner import provenance
-from claimlab.steering import CHANGES
 from claimlab.study import Study, find
+from claimlab.verbs import CHANGES
 
 CHANGED, ALONE = "with the changes", "left alone"
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from claimlab.params import SETTABLE
 from claimlab.training.ensemble import Ensemble
 from claimlab.training.task import Task, Tick
 
 CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of the cache
 HISTORY_BYTES = 32 << 20
-SETTABLE = {"lr": (0.0, 10.0), "weight_decay": (0.0, 10.0), "momentum": (0.0, 0.9999)}
 
 
 class Run:
