@@ -16,6 +16,7 @@ from claimlab.studies.representation._critical_periods_method import DEFICITS, f
 A, B = BLUE, OTHERS[3]  # the two pathways
 SHADE = faded(OTHERS[0], 0.25)
 DEPTH_COLOURS = {1: OTHERS[7], 2: OTHERS[1], 3: OTHERS[2], 4: BLUE, 5: OTHERS[0], 6: OTHERS[4], 7: OTHERS[5], 8: OTHERS[6]}
+DASHES = {"linear": "solid", "relu": "dot", "tanh": "dashdot"}
 STRONG, LATE = 10.0, 2.0
 
 
@@ -181,41 +182,42 @@ def _pathways(fig, net, **place) -> None:
 # ---- completion
 
 
-def lengths(lab, p) -> dict[int, dict[int, str]]:
-    """Arms of completion by depth and length of pre-training in steps; only the linear ones."""
-    found: dict[int, dict[int, str]] = {}
+def lengths(lab) -> dict[tuple[int, str], dict[int, str]]:
+    """Arms of completion by (depth, shape of the layers) and by length of pre-training in steps."""
+    found: dict[tuple[int, str], dict[int, str]] = {}
     for name, arm in lab.arms.items():
-        if hasattr(arm, "switch") and arm.shape == "linear" and not name.startswith("own"):
-            found.setdefault(arm.depth, {})[arm.switch] = name
+        if hasattr(arm, "switch") and not name.startswith("own"):
+            found.setdefault((arm.depth, arm.shape), {})[arm.switch] = name
     return dict(sorted(found.items()))
 
 
 def completion(lab, p) -> go.Figure:
     """Final test error against the length of pre-training, a line a depth; mean, 95 % interval and a dot a seed."""
     fig, rise = go.Figure(), {}
-    for place, (depth, arms) in enumerate(lengths(lab, p).items()):
+    for place, ((depth, shape), arms) in enumerate(lengths(lab).items()):
+        label = f"depth {depth}" if shape == "linear" else f"depth {depth}, {shape}"
         each = {length: last(lab, name, "completion_test_error") for length, name in sorted(arms.items())}
         if depth == 1:  # it never learns anything about an unknown entry
             each = {0: each[max(each)], **each}
         ends = {x: interval(y) for x, y in each.items()}
         means = {x: y.mean() for x, y in each.items()}
-        rise[depth] = means[max(means)] - means[min(means)]
+        rise[label] = means[max(means)] - means[min(means)]
         error = {"array": [ends[x][1] - means[x] for x in each], "arrayminus": [means[x] - ends[x][0] for x in each], "width": 4}
         colour = DEPTH_COLOURS[depth]
-        fig.add_scatter(x=list(means), y=list(means.values()), mode="lines+markers", error_y=error, name=f"depth {depth}",
-                        line={"color": colour, "width": 2.5, "dash": "dash" if depth == 1 else "solid"})  # fmt: skip
+        fig.add_scatter(x=list(means), y=list(means.values()), mode="lines+markers", error_y=error, name=label,
+                        line={"color": colour, "width": 2.5, "dash": DASHES.get(shape if depth > 1 else "", "dash")})  # fmt: skip
         aside = 0.008 * max(1, p.switch) * (place + 1)
         for x, y in each.items():
             fig.add_scatter(x=[x + aside] * len(y), y=y, mode="markers", marker={"color": colour, "size": 5}, opacity=0.6,
                             showlegend=False, hoverinfo="y")  # fmt: skip
-    said = ", ".join(f"{r:+.3f} at depth {d}" for d, r in rise.items())
+    said = ", ".join(f"{r:+.3f} at {label}" for label, r in rise.items())
     return style(fig, f"Test error after the longest pre-training minus from scratch: {said}", height=460,
                  x="steps on the first matrix", y="mean squared error on unknown entries")  # fmt: skip
 
 
 def spectra(lab, p) -> go.Figure:
     """Singular values of W at the switch and at the end, with and without a first task; means over seeds, first matrices."""
-    by_depth = {d: arms for d, arms in lengths(lab, p).items() if d in (2, 3) and len(arms) > 0}
+    by_depth = {depth: arms for (depth, shape), arms in lengths(lab).items() if depth in (2, 3) and shape == "linear"}
     fig = make_subplots(1, len(by_depth), subplot_titles=[f"depth {d}" for d in by_depth], shared_yaxes=True, horizontal_spacing=0.04)
     tails = {}
     for column, (depth, arms) in enumerate(by_depth.items(), 1):
