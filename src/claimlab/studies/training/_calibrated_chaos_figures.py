@@ -7,6 +7,7 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy.stats import beta
 
 from claimlab.figures import BLUE, GREY, INK, OTHERS, bars, colours, curve, faded, style
 from claimlab.studies.training import calibrated_chaos as study
@@ -46,12 +47,17 @@ def _spread(values: list[np.ndarray]) -> np.ndarray:
     return 100 * np.concatenate([v - v.mean() for v in values])
 
 
-def _histogram(figure, accuracies, coins, sd: float | None, at: dict, legend: bool) -> None:
-    """Observed runs as bars, independent coins as a stepped line, a normal curve of width `sd` [points] as a dashed one."""
-    observed, simulated = _spread(accuracies), _spread(coins)
+def _histogram(figure, matrices: list[np.ndarray], sd: float | None, at: dict, legend: bool) -> None:
+    """Observed runs as bars, independent coins as a stepped line, a normal curve of width `sd` [points] as a dashed one.
+
+    Accuracies are multiples of 1 / n, so that a bin is a whole number of such steps wide: others would hold now two, now three.
+    """
+    observed, simulated = _spread([c.mean(1) for c in matrices]), _spread(_coins(matrices))
+    n = matrices[0].shape[1]
     reach = max(np.abs(observed).max(), 3.5 * simulated.std(), 3.5 * (sd or 0), 0.05)
-    edges = np.linspace(-reach, reach, 32)
-    middle, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
+    width = 100 / n * max(1, round(reach / 14 / (100 / n)))
+    edges = width * (np.arange(-math.ceil(reach / width) - 1, math.ceil(reach / width) + 1) + 0.5)
+    middle = (edges[1:] + edges[:-1]) / 2
     heights = [np.histogram(v, edges)[0] / len(v) / width for v in (observed, simulated)]
     figure.add_bar(x=middle, y=heights[0], width=width, marker_color=faded(BLUE, 0.55), name="runs", showlegend=legend, **at)
     figure.add_scatter(x=middle, y=heights[1], mode="lines", line=dict(color=INK, width=2, shape="hvh"),
@@ -61,7 +67,7 @@ def _histogram(figure, accuracies, coins, sd: float | None, at: dict, legend: bo
         y = np.exp(-0.5 * (x / sd) ** 2) / (sd * math.sqrt(2 * math.pi))
         figure.add_scatter(x=x, y=y, mode="lines", line=dict(color=ORANGE, width=2.5, dash="dash"),
                            name="normal curve of variance err / (2n)", **at)  # fmt: skip
-    figure.update_xaxes(title_text="accuracy of a run minus the mean of its split [points]", **at)
+    figure.update_xaxes(title_text="run minus mean of its split [points]", **at)
 
 
 def _cloud(figure, matrices: list[np.ndarray], colour: str, at: dict, name: str) -> float:
@@ -93,7 +99,7 @@ def histograms(lab) -> go.Figure:
     found = {arm: _right(lab, arm) for arm in ("all_sources", "binary")}
     formula = 100 * math.sqrt((_last(lab, "binary", "formula_sd") ** 2).mean())
     for column, (arm, sd) in enumerate((("all_sources", None), ("binary", formula)), 1):
-        _histogram(figure, [c.mean(1) for c in found[arm]], _coins(found[arm]), sd, dict(row=1, col=column), column == 1)
+        _histogram(figure, found[arm], sd, dict(row=1, col=column), column == 1)
     figure.update_yaxes(title_text="density [1 / point]", col=1)
     sd = {arm: 100 * _last(lab, arm, "sd").mean() for arm in found}
     coin = {arm: 100 * _last(lab, arm, "coin_sd").mean() for arm in found}
@@ -125,6 +131,7 @@ def shares(lab) -> go.Figure:
                    y_title="true variance / variance between runs", references={"margin of the claim: 0.35": 0.35})  # fmt: skip
     figure.add_hline(y=0, line=dict(color=INK, width=1))
     steps = [s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if s >= first]
+    figure.update_yaxes(range=[min(-0.5, rows.value.min() - 0.05), 1.2])
     return figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{s:,}" for s in steps])
 
 
@@ -173,9 +180,11 @@ def votes(lab) -> go.Figure:
     q, y = (np.concatenate(part) for part in zip(*pairs, strict=True))
     rows, error = study.calibration(q, y)
     figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=dict(color=GREY, dash="dash"), name="calibrated"))
-    spread = np.sqrt(np.maximum(rows[:, 1] * (1 - rows[:, 1]), 0.25 / rows[:, 2]) / rows[:, 2])
+    odd, count = rows[:, 1] * rows[:, 2], rows[:, 2]
+    low, high = (beta.ppf(tail, odd + 0.5, count - odd + 0.5) for tail in (0.025, 0.975))  # Jeffreys' interval
+    bars_up_down = dict(array=high - rows[:, 1], arrayminus=rows[:, 1] - low, color=GREEN)
     figure.add_scatter(x=rows[:, 0], y=rows[:, 1], mode="markers+text", text=[f"{int(n):,}" for n in rows[:, 2]],
-                       textposition="bottom right", marker=dict(color=GREEN, size=10), error_y=dict(array=1.96 * spread, color=GREEN),
+                       textposition="bottom right", marker=dict(color=GREEN, size=10), error_y=bars_up_down,
                        name="test images by share of votes (their number beside)")  # fmt: skip
     figure.update_xaxes(range=[-0.04, 1.12]).update_yaxes(range=[-0.08, 1.08])
     unsure = ((q > 0.05) & (q < 0.95)).mean()
@@ -213,7 +222,7 @@ def own(c: np.ndarray) -> go.Figure:
     facts = study.analyse(c)
     figure = make_subplots(1, 2, subplot_titles=("accuracies", "one half against the other"), horizontal_spacing=0.12)
     c = np.asarray(c, dtype=float)
-    _histogram(figure, [c.mean(1)], _coins([c]), None, dict(row=1, col=1), True)
+    _histogram(figure, [c], None, dict(row=1, col=1), True)
     figure.update_yaxes(title_text="density [1 / point]", row=1, col=1)
     _cloud(figure, [c], BLUE, dict(row=1, col=2), "runs")
     title = (f"{c.shape[0]} runs, {c.shape[1]:,} examples: standard deviation {100 * facts['sd']:.2f} points, of the variance "
