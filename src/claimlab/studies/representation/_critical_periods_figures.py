@@ -93,7 +93,7 @@ def portrait(lab, p) -> go.Figure:
                             showlegend=arm == "early_depth4", row=row, col=depths.index(run.depth) + 1)  # fmt: skip
     said = " and ".join(f"{shares[depths[0], row]:.2f} at depth {depths[0]}, {shares[depths[-1], row]:.2f} at depth {depths[-1]} "
                         f"({word})" for row, word in ((1, "early"), (2, "late")))  # fmt: skip
-    style(fig, f"Mean final share of pathway b: {said}", height=620)
+    style(fig, f"Mean final share of pathway b, {p.pairs} pairs of seed {lab.seeds[0]}: {said}", height=620)
     fig.update_xaxes(range=[-0.2, 1.05 * STRONG]).update_yaxes(range=[-0.2, 1.05 * STRONG])
     for column in range(1, len(depths) + 1):
         fig.update_xaxes(title_text="strength of pathway a", row=2, col=column)
