@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, launch, source, store
-from panels.wording import STATUS, humanised, number, plain, span
+from panels import charts, launch, source, steer, store
+from panels.wording import STATUS, humanised, number, plain, setting, span
 
-from claimlab import figures, ledger
+from claimlab import figures, ledger, verbs
 from claimlab.study import Study
 
 EVERY = 1.0
@@ -36,11 +36,12 @@ def _draw(study: Study, run: str, going: bool) -> None:
         if going and row["status"] in ledger.ENDED:
             st.rerun()
         _status(row)
-        table, mark = _table(row)
-        events = [e for e in book.events(run) if e["kind"] == "set"]
-    if going:
-        _stop(row)
-    _charts(study, row, table, (mark, len(events), st.context.theme.type), events)
+        events = book.events(run)
+        table, mark = _table(row, events)
+        marks = [e for e in events if e["kind"] in (*verbs.CHANGES, "rollback", "fork", "diverged")]
+        if going:
+            steer.panel(study, row, sorted(table["arm"].unique()))
+    _charts(study, row, table, (mark, len(marks), st.context.theme.type), marks)
 
 
 def _status(row: dict[str, Any]) -> None:
@@ -69,36 +70,27 @@ def _status(row: dict[str, Any]) -> None:
     st.caption(f"Data as of {time.strftime('%H:%M:%S')}" + (f"; no sign of life for {span(silent)}" if silent > 3 else ""))
 
 
-def _stop(row: dict[str, Any]) -> None:
-    asked = [c for c in store.ledger().commands(row["id"]) if c["verb"] == "stop"]
-    waiting = any(c["answered"] is None for c in asked)
-    st.button("Stopping at the next step" if waiting else "Stop run", icon=":material/stop:", key="stop", disabled=waiting,
-              on_click=_ask_to_stop, args=(row["id"],))  # fmt: skip
-    for refused in (c for c in asked if c["answered"] is not None and not c["ok"]):
-        st.warning(plain(refused["reason"]), title="The run refused to stop")
-
-
-def _ask_to_stop(run: str) -> None:
-    store.ledger().command(run, "stop", {}, by="dashboard")
-
-
 # ---- points
 
 
-def _table(row: dict[str, Any]) -> tuple[pd.DataFrame, Any]:
-    """The run's points so far, and a mark that changes only with them. New points are added to those already read."""
+def _table(row: dict[str, Any], events: list[dict[str, Any]]) -> tuple[pd.DataFrame, Any]:
+    """The run's points so far that stand, and a mark that changes only with them. New ones are added to those read before."""
     if row["status"] in ledger.ENDED:
         return closed(row["id"], row["ended"], store.ledger().url), row["ended"]
     kept = st.session_state.get("points")
     if kept is None or kept["run"] != row["id"]:
-        kept = {"run": row["id"], "cursor": 0, "table": pd.DataFrame(columns=ledger.COLUMNS)}
+        kept = {"run": row["id"], "cursor": 0, "table": pd.DataFrame(columns=["id", *ledger.COLUMNS])}
     rows, cursor = store.ledger().points_since(row["id"], kept["cursor"])
     if rows:
-        new = pd.DataFrame([r[1:] for r in rows], columns=ledger.COLUMNS).astype({"value": "float64"})
+        new = pd.DataFrame(rows, columns=["id", *ledger.COLUMNS]).astype({"value": "float64"})
         table = pd.concat([kept["table"], new], ignore_index=True) if len(kept["table"]) else new
         kept = {"run": row["id"], "cursor": cursor, "table": table}
     st.session_state["points"] = kept
-    return kept["table"], kept["cursor"]
+    table, undone = kept["table"], [e["payload"] for e in events if e["kind"] == "rollback"]
+    for back in undone:
+        reached = table["arm"].map(back["to"]).fillna(-1)
+        table = table[(table["id"] > back["cursor"]) | (table["step"] <= reached)]
+    return table, (kept["cursor"], len(undone))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
@@ -145,14 +137,32 @@ def _figure(study: Study, run: str, table: pd.DataFrame, metric: str, mark: tupl
         drawn.clear()
         drawn["run"] = run
     if drawn.get(metric, (None,))[0] != mark:
-        rows = charts.thinned(table, metric)
-        figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=source.palette(study, table))
-        for event in events:
-            payload = event["payload"]
-            figure.add_vline(x=event["step"], line={"dash": "dot", "width": 1, "color": figures.INK},
-                             annotation_text=f"{payload.get('name')} {payload.get('old')} → {payload.get('new')}")  # fmt: skip
+        rows, palette = charts.thinned(table, metric), source.palette(study, table)
+        figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=palette)
+        _marks(figure, [e for e in events if e["arm"] in set(rows["arm"])], palette)
         drawn[metric] = (mark, charts.legend_below(figure, HEIGHT), sentence(study, table, metric))
     return drawn[metric][1:]
+
+
+def _marks(figure: go.Figure, events: list[dict[str, Any]], palette: dict[str, str]) -> None:
+    """A dotted line in the arm's colour where something happened to it; what met several arms is said once."""
+    told: set[str] = set()
+    for event in sorted(events, key=lambda e: e["step"]):
+        text = mark_text(event)
+        colour = palette.get(event["arm"], figures.INK)
+        label = {} if text in told else {"annotation_text": text, "annotation_font_size": 11, "annotation_position": "top left"}
+        figure.add_vline(x=event["step"], line={"dash": "dot", "width": 1.2, "color": colour}, **label)
+        told.add(text)
+
+
+def mark_text(event: dict[str, Any]) -> str:
+    """What happened at a step, for the curve."""
+    payload = event["payload"]
+    if event["kind"] == "set":
+        return f"{payload['name']} {setting(payload['old'])} → {setting(payload['new'])}"
+    if event["kind"] == "diverged":
+        return f"seed {event['seed']} of {event['arm']} diverged"
+    return f"{event['kind']} {payload.get('layer', '')}"
 
 
 def sentence(study: Study, table: pd.DataFrame, metric: str) -> str:

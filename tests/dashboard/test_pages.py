@@ -272,6 +272,76 @@ def test_a_running_run_shows_progress_curves_and_stops_on_request(lab):
     assert at.button(key="stop").disabled
 
 
+def running(book, **knobs):
+    """A run that goes on, as the ledger knows it, with points of two arms."""
+    run = book.start_run(SLUG, SETTINGS | knobs, seeds=range(5))
+    book.set_status(run, "running")
+    book.heartbeat(run, 40, 160)
+    book.log(run, points())
+    book.flush()
+    return run
+
+
+@pytest.mark.parametrize(("verb", "payload"), [("pause", {}), ("step", {"n": 10}), ("evaluate", {}), ("checkpoint", {})])
+def test_a_button_sends_its_verb(lab, verb, payload):
+    book = Ledger()
+    run = running(book)
+    at = page(run=run)
+    assert at.button(key="rollback").disabled  # nothing to undo yet
+    sound(at.button(key=verb).click().run())
+    assert [(c["verb"], c["payload"]) for c in book.commands(run)] == [(verb, payload)]
+    assert "waiting for the next step" in words(at)
+    book.set_status(run, "paused")
+    assert at.run().button(key="resume")
+
+
+def test_a_setting_is_checked_before_it_is_sent_to_this_run_or_to_a_fork(lab):
+    book = Ledger()
+    run = running(book)
+    at = page(run=run)
+    at.selectbox(key="steer-arm").select("fast")
+    at.text_input(key="steer-value").input("-1")
+    at.button(key="steer-set").click().run()
+    assert not at.exception and "lr = -1 is not allowed" in words(at) and book.commands(run) == []
+    at.text_input(key="steer-value").input("0.01")
+    sound(at.button(key="steer-set").click().run())
+    sound(at.button(key="steer-fork").click().run())
+    change = {"name": "lr", "value": 0.01}
+    assert [(c["verb"], c["payload"], c["arm"]) for c in book.commands(run)] == [
+        ("set", change, "fast"), ("fork", {"change": {"verb": "set", **change}}, "fast"),
+    ]  # fmt: skip
+
+
+def test_the_answer_to_a_command_and_the_mark_on_the_curve_are_shown_and_undo_names_its_checkpoint(lab):
+    book = Ledger()
+    run = running(book)
+    first, second = (book.command(run, "set", {"name": "lr", "value": v}, arm="fast", by="ann") for v in (0.02, 9.0))
+    book.event(run, "set", step=20, arm="fast", payload={"name": "lr", "value": 0.02, "old": 0.05, "new": 0.02, "checkpoint": "000000040"})
+    book.answer(first, True, step=20, old=0.05, new=0.02)
+    book.answer(second, False, reason="lr = 9 would harm")
+    at = page(run=run)
+    assert "took effect at step 20" in words(at) and "lr = 9 would harm" in words(at)
+    figure = json.loads(at.get("plotly_chart")[0].proto.spec)
+    assert [a["text"] for a in figure["layout"]["annotations"]] == ["lr 0.05 → 0.02"]
+    sound(at.button(key="rollback").click().run())
+    assert book.commands(run)[-1]["payload"] == {"checkpoint": "000000040"}
+
+
+def test_what_a_rollback_has_undone_leaves_the_curve(lab):
+    book = Ledger()
+    run = running(book)
+    at = page(run=run)
+    before = json.loads(at.get("plotly_chart")[0].proto.spec)["data"]
+    book.event(run, "rollback", payload={"checkpoint": "x", "to": {"fast": 10, "slow": 30}, "cursor": book.cursor(run)})
+    sound(at.run())
+    after = json.loads(at.get("plotly_chart")[0].proto.spec)["data"]
+
+    def longest(data, arm):
+        return max(len(t["x"]["bdata"]) if isinstance(t["x"], dict) else len(t["x"]) for t in data if t["name"] == arm)
+
+    assert longest(after, "fast") < longest(before, "fast") and longest(after, "slow") == longest(before, "slow")
+
+
 def test_curves_are_drawn_anew_only_when_points_have_come(lab, monkeypatch):
     from claimlab import figures
 

@@ -151,3 +151,24 @@ def test_nothing_sticks_out_of_a_phone(home, own_studies, browser, screenshots, 
             wide = "e => [...e.querySelectorAll('p, h1, h2, h3')].filter(t => t.getBoundingClientRect().right > 401).length"
             assert main.evaluate(wide) == 0
         page.close()
+
+
+def test_a_run_is_paused_changed_undone_and_goes_on_to_the_same_end(home, own_studies, page, screenshots):
+    with screenshots.server() as (address, _):
+        run = started(page, address, steps=100_000)
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_text("paused", exact=True).wait_for()
+        page.get_by_text("Change a setting").click()
+        page.get_by_role("textbox", name="New value").fill("0.5")
+        page.get_by_role("textbox", name="New value").press("Enter")
+        page.get_by_role("button", name="Change this run").click()
+        page.get_by_text("set lr = 0.5, took effect at step", exact=False).wait_for()
+        book = Ledger()
+        assert [e["payload"]["new"] for e in book.events(run) if e["kind"] == "set"]
+        page.get_by_role("button", name="Undo last change").click()
+        page.get_by_text("rollback 0", exact=False).wait_for()
+        assert [e for e in book.events(run) if e["kind"] == "rollback"]
+        page.get_by_role("button", name="Go on").click()
+        page.get_by_text("running", exact=True).wait_for()
+        page.get_by_role("button", name="Stop run").click()
+        assert ended(run)["status"] == "stopped"
