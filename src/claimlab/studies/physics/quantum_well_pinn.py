@@ -44,7 +44,7 @@ class Params:
     steps: int = knob(2000, "optimiser steps", low=40, high=20000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(steps=40, seeds=2, points=32)
-    FULL = dict(steps=20000, seeds=10, heights=True, polish=200)
+    FULL = dict(steps=15000, seeds=10, heights=True, polish=200)
     CONTROL = Control(
         set=dict(w_norm=0.0), vanishes=("normalisation-needed",),
         why="Trivial control: without the term both arms are the same program. No causal control exists, since the trivial "
