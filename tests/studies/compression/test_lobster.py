@@ -19,7 +19,7 @@ from claimlab.training import Run
 
 STUDY = study.find("lobster")
 M = STUDY.module
-SMALL = dict(images="digits", steps=120, patience=1, seeds=2, tolerance=0.2)  # long enough for plateaus and prunings
+SMALL = dict(images="digits", steps=120, patience=1, scales=2, seeds=2, tolerance=0.2)  # long enough for plateaus and prunings
 
 
 def run_of(arm, steps=None, seeds=(1000, 1001), **values):
@@ -211,20 +211,20 @@ def test_members_prune_at_their_own_time_and_company_does_not_matter():
     assert abs(company.members[1].left - alone.members[0].left) <= 0.05 * alone.members[0].size
 
 
-def test_stage_loop_waits_and_stops():
+def test_stage_loop_waits_and_stops(monkeypatch):
     net, task = (one := run_of("lobster", 1, seeds=(1000,), patience=2)).members[0], one.tasks[0]
     script = iter([1.0, 0.9, 0.95, 0.92])
-    task.validation_loss = lambda net, weights=None: torch.tensor(next(script))
+    monkeypatch.setattr(M, "cross_entropy", lambda *seen: torch.tensor(next(script)))
     task.prune = lambda net, loss: net.bound.fill_(loss * 1.2) and net.prunings.add_(1) and net.best.fill_(math.inf) and 5
     with torch.no_grad():
         counts = [(task.look(net), int(net.prunings))[1] for _ in range(4)]
         assert counts == [0, 0, 0, 1] and not net.stopped  # 0.95 and 0.92 are two checks without improvement
         net.waited.zero_()
         script = iter([1.5, 1.6, 1.7])  # 1.5 is the best after pruning and lies above 0.92 * 1.2
-        task.validation_loss = lambda net, weights=None: torch.tensor(next(script))
         for _ in range(3):
             task.look(net)
         assert net.stopped and net.prunings == 1
+    monkeypatch.undo()
     never = run_of("lobster", prunings=0)
     assert all(net.left == net.size and net.stopped for net in never.members)
 

@@ -111,7 +111,7 @@ def cut(weights: list[Tensor], threshold: Tensor) -> list[Tensor]:
     return [hardshrink(w, below) for w in weights]
 
 
-def bisect(sizes: Tensor, loss: Callable[[Tensor], Tensor], bound: float, parts: int = 1000) -> int:
+def bisect(sizes: Tensor, loss: Callable[[Tensor], Tensor], bound: float, parts: int = 300) -> int:
     """How many of the smallest weights can go until loss(threshold) crosses `bound`: bisection over ascending `sizes` [n].
 
     Cutting at sizes[k] removes k weights. Exact where n <= `parts`, else to n / parts weights (on the safe side).

@@ -42,9 +42,10 @@ class Params:
     network: str = knob("lenet300", "LeNet-300, or LeNet-5 with two convolutions", choices=("lenet300", "lenet5"))
     images: str = knob("mnist", "5,000 digits of 28 x 28 pixels, or 1,797 of 8 x 8", choices=("mnist", "digits"))
     steps: int = knob(1000, "optimiser steps", low=20, high=20000)
+    scales: int = knob(1, "further arms with a larger loss in the gate: none, 1,000 times, or 30 and 1,000 times", low=0, high=2)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
-    SMOKE = dict(images="digits", steps=40, patience=1, prunings=2, seeds=2)
-    FULL = dict(steps=5000, seeds=10)
+    SMOKE = dict(images="digits", steps=40, patience=1, prunings=2, scales=2, seeds=2)
+    FULL = dict(steps=4000, scales=2, seeds=10)
     CONTROL = Control(
         set=dict(shuffle_gate=True), vanishes=("sparser-than-l2",),
         why="Each weight gets the gate value of a random other weight of its layer: the same amount of shrinkage, but no "
@@ -92,7 +93,7 @@ class Dense(Supervised):
     batch_size, ahead, slack = 100, 10, 0.005
     lr = property(lambda self: self.p.lr)
     weight_decay = property(lambda self: self.p.lam * FACTORS[self.kind] if self.shrinks else 0.0)
-    every = property(lambda self: self.check)
+    every = property(lambda self: 2 * self.check)
     check = property(lambda self: max(10, self.steps // 200 * 10))  # steps between two looks at the validation loss
 
     def bind(self, seed):
@@ -134,8 +135,9 @@ class Dense(Supervised):
 
     def look(self, net: LeNet) -> None:
         """A check: is this a plateau of the validation loss? Then prune, or stop where the loss did not come back."""
-        loss = self.validation_loss(net)
-        self.keep_record(net, net.left)
+        answer = net(self.valid[0])
+        loss, errors = cross_entropy(answer, self.valid[1]), int((answer.argmax(1) != self.valid[1]).sum())
+        self.keep_record(net, net.left, lambda allowed: errors <= allowed)
         if better := bool(loss < net.best):
             net.best.copy_(loss)
         net.waited.copy_(torch.zeros(()) if better else net.waited + 1)
@@ -168,21 +170,22 @@ class Dense(Supervised):
 
     # -- what is measured
 
-    def keep_record(self, net: LeNet, left: int, weights: list[Tensor] | None = None, order: Tensor | None = None) -> bool:
-        """Is this network, of which `left` weights are left, as accurate as asked? Then remember its compression and its test
-        accuracy, if none was sparser."""
+    def keep_record(self, net: LeNet, left: int, few_errors, weights: list[Tensor] | None = None) -> bool:
+        """Does this network, of which `left` weights are left, make no more errors on the validation images than are allowed?
+        Then remember its compression and its test accuracy, if none was sparser."""
         ratio = math.log10(net.size / max(left, 1))
-        if not ratio > float(net.record) or not self.reaches(net, float(net.target) - self.slack, weights, order):
+        allowed = (1 - float(net.target) + self.slack) * len(self.valid[1]) + 1e-3  # the target is kept in single precision
+        if not ratio > float(net.record) or not few_errors(allowed):
             return False
         net.record.fill_(ratio)
         net.record_accuracy.fill_(self.accuracy(net, self.test, weights))
         return True
 
-    def reaches(self, net: LeNet, asked: float, weights: list[Tensor] | None = None, order: Tensor | None = None) -> bool:
-        """Whether the validation accuracy is at least `asked`; given up as soon as there are too many errors."""
+    def few_errors(self, net: LeNet, weights: list[Tensor], order: Tensor, allowed: float) -> bool:
+        """Whether `weights` make at most `allowed` errors, asked in this order and given up as soon as there are more."""
         x, y = self.valid
-        allowed, errors = (1 - asked) * len(x) + 1e-3, 0  # `asked` is kept in single precision
-        for rows in (torch.arange(len(x), device=x.device) if order is None else order).split(100):
+        errors = 0
+        for rows in order.split(100):
             errors += int((net(x[rows], weights).argmax(1) != y[rows]).sum())
             if not errors <= allowed:
                 return False
@@ -194,8 +197,9 @@ class Dense(Supervised):
         sizes = rule.magnitudes(net.weights)
         order = cross_entropy(net(self.valid[0]), self.valid[1], reduction="none").argsort(descending=True)
         steps = torch.linspace(math.log(max(net.size / 300, 1)), math.log(max(len(sizes), 1)), count, dtype=torch.float64)
-        for left in steps.exp().round().long().tolist():
-            if left <= len(sizes) and self.keep_record(net, left, rule.cut(net.weights, sizes[-left]), order):
+        for left in steps.exp().round().long().clamp_max(len(sizes)).tolist():
+            weights = rule.cut(net.weights, sizes[-left])
+            if self.keep_record(net, left, partial(self.few_errors, net, weights, order), weights):
                 return
 
     def read(self, net: LeNet, x: Tensor, y: Tensor) -> None:
@@ -206,7 +210,8 @@ class Dense(Supervised):
 
     def note(self, net: LeNet, grads: tuple[Tensor, ...]) -> None:
         # quantiles from every 13th weight: sorting all of them would cost more than the training in between
-        q = [g.abs().flatten()[::13].quantile(0.9).clamp_min(1e-12) for g in grads]
+        relative = self.kind in ("scaled", "inverse")
+        q = [g.abs().flatten()[::13].quantile(0.9).clamp_min(1e-12) if relative else None for g in grads]
         scale = self.p.loss_scale * self.amplify
         gates = [rule.gate_of(self.kind, g, v, scale).expand_as(g) for g, v in zip(grads, q, strict=True)]
         alive = [w != 0 for w in net.weights]
@@ -263,11 +268,11 @@ class Inverse(L2):
 
 
 class Times30(Literal):
-    amplify = 30.0
+    amplify, when = 30.0, staticmethod(lambda params: params.scales > 1)
 
 
 class Times1000(Literal):
-    amplify = 1000.0
+    amplify, when = 1000.0, staticmethod(lambda params: params.scales > 0)
 
 
 ARMS = {
