@@ -186,7 +186,8 @@ class Main(Sobol):
         profile = s.ask(p, masks, REGRESSED).view(-1, LEVELS + 1, self.cells).double().cpu().numpy()
         flat = method.stand_in(m, profile, np.array([*method.levels(LEVELS), 1.0]))
         share = method.not_additive(m, np.concatenate([f, flat], axis=1))
-        return {"interaction_share": share[: f.shape[1]].mean(), "additive_stand_in": share[f.shape[1] :].mean()}
+        count = f.shape[1]
+        return {"interaction_share": float(share[:count].mean()), "additive_stand_in": float(share[count:].mean())}
 
 
 def paired_cells(s: Subject, p) -> tuple[np.ndarray, float, float]:

@@ -30,13 +30,9 @@ def row_of_maps(image: Tensor, maps: dict[str, Tensor], inside: dict[str, float]
     titles = ["image", *(f"{WORDS[a].replace(', ', '<br>').replace('integrated ', 'integrated<br>')}" for a in maps)]
     arrays = [image.mean(0).cpu().numpy(), *(m.cpu().numpy() for m in maps.values())]
     outline = None if box is None else box.cpu().numpy()
-    if inside:
-        best = max(inside, key=inside.get)
-        said = f"{WORDS[best]} has most of its positive part in the digit's box ({inside[best]:.0%})"
-        said += f"; Sobol has {inside['sobol']:.0%}" if "sobol" in inside and best != "sobol" else ""
-    else:
-        said = "bright is what counts most"
-    fig = images(arrays, titles, title=f"One image, {len(maps)} explanations: {said}", columns=len(arrays), scale="Viridis",
+    shares = ", ".join(f"{WORDS[a]} {inside[a]:.0%}" for a in ("sobol", "rise", "gradcam") if a in inside)
+    said = f"share of the positive part that lies in the object's box: {shares}" if shares else "bright is what counts most"
+    fig = images(arrays, titles, title=f"One image, {len(maps)} explanations; {said}", columns=len(arrays), scale="Viridis",
                  outlines=[outline] * len(arrays))  # fmt: skip
     next(t for t in fig.data if t.type == "heatmap").colorscale = [[0, "black"], [1, "white"]]
     top = fig.layout.margin.t
@@ -63,7 +59,9 @@ def removal(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], seeds: list[
                             line=dict(color=STYLE[arm][0], dash=STYLE[arm][1], width=3.5 if arm == "sobol" else 2), **look)  # fmt: skip
     low, high = min(areas[1], key=areas[1].get), max(areas[2], key=areas[2].get)
     title = f"Taking the pixels of {WORDS[low]} hurts most; bringing back those of {WORDS[high]} helps most"
-    style(fig, title, height=520, x="most salient pixels taken or brought back [% of pixels]")
+    style(fig, title, height=520, x="most salient pixels taken [%]")
+    fig.update_xaxes(title_text="most salient pixels brought back [%]", col=2)
+    fig.update_yaxes(range=[0, 1.02])
     fig.update_yaxes(title_text="probability of the true class", row=1, col=1)
     return fig.update_layout(margin_b=150)
 
@@ -86,15 +84,19 @@ def efficiency(table: pd.DataFrame) -> go.Figure:
                 last[arm, metric] = middle["mean"].iloc[-1]
             else:
                 fig.add_scatter(x=ends, y=[middle["mean"].iloc[-1]] * 2, mode="lines", line=dict(color=colour, dash="dot"), **look)
+        means = rows.groupby(["arm", "step"])["value"].mean()
+        room = 0.02 + 0.15 * (means.max() - means.min())  # the interval of two seeds may be wider than the axis
+        fig.update_yaxes(range=[max(0.0, means.min() - room), min(1.0, means.max() + room)], row=1, col=column)
     names = [a for a in DESIGNED if (a, "deletion_auc") in last]
     best = min(names, key=lambda a: last[a, "deletion_auc"])
     title = f"With all calls spent {WORDS[best]} has the lowest deletion area of the methods that only ask"
     if {"sobol", "rise"} <= set(names):
         title += f"; Sobol {last['sobol', 'deletion_auc'] - last['rise', 'deletion_auc']:+.3f} against RISE"
     style(fig, title, height=500, x="forward calls an image (log axis)")
-    fig.update_xaxes(type="log", tickvals=sorted(set(table["step"][table["arm"].isin(DESIGNED)])), tickformat=",d", tickangle=45)
+    ticks = sorted(set(table["step"][table["arm"].isin(["sobol", "rise"])])) or None
+    fig.update_xaxes(type="log", tickvals=ticks, tickformat=",d")
     fig.update_yaxes(title_text="area under the curve", row=1, col=1)
-    return fig.update_layout(margin_b=160)
+    return fig.update_layout(margin_b=140)
 
 
 def pairs(image: Tensor, strength: np.ndarray, noise: float, share: float, most: int = 12) -> go.Figure:
@@ -118,7 +120,7 @@ def pairs(image: Tensor, strength: np.ndarray, noise: float, share: float, most:
                                 hovertemplate=f"{value:+.3f}<extra></extra>")  # fmt: skip
                 named = True
     shown = f"the {min(most, real)} strongest are drawn" if real > most else f"{'all' if real else 'none'} drawn"
-    title = f"{share:.0%} of this image's variance is not additive; {real} of {len(first)} pairs of cells interact beyond doubt, {shown}"
+    title = f"{share:.0%} of this image's variance is not additive; {real} of {len(first)} pairs of cells stand out of the noise, {shown}"
     style(fig, title, height=520)
     fig.update_xaxes(visible=False, constrain="domain")
     return fig.update_yaxes(visible=False, autorange="reversed", scaleanchor="x").update_layout(margin_b=70)
