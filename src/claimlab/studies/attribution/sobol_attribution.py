@@ -64,7 +64,7 @@ class Params:
     steps: int = knob(400, "optimiser steps of the explained network", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(grid=4, designs=4, images=2, steps=10, seeds=2)
-    FULL = dict(grid=11, designs=64, images=100, text=True)
+    FULL = dict(grid=11, designs=64, images=64, text=True)
     CONTROL = Control(
         set=dict(sampler="random"), vanishes=("qmc-efficient",),
         why="Trivial control: then both designs are pseudo-random. For the rivals no knob removes the cause, since the cause is "
