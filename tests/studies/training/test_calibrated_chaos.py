@@ -401,3 +401,10 @@ def test_the_sweep_runs_and_draws():
     assert lab.arms["lr_0.5"].ensembles[0].optimizers[""][0][0].param_groups[0]["lr"] == pytest.approx(0.5 / 20)
     shown = [t.name for t in lab.figures()["sweep"].data if t.type == "bar"]
     assert shown == ["all sources", "width 16", "lr 0.5", "conv"]
+
+
+def test_the_figure_of_shares_keeps_to_its_two_arms(smoke):
+    figure = smoke.figures()["share over training"]
+    assert {t.legendgroup for t in figure.data} == {"all_sources", "short"}
+    low, high = figure.layout.yaxis.range
+    assert -1 <= low < 0.35 < high == 1.2

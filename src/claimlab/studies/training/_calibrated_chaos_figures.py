@@ -122,7 +122,8 @@ def halves(lab) -> go.Figure:
 
 def shares(lab) -> go.Figure:
     """true_variance_share while training goes on, of long and short runs."""
-    rows = lab.table[(lab.table.metric == "true_variance_share") & np.isfinite(lab.table.value)]
+    rows = lab.table[(lab.table.metric == "true_variance_share") & lab.table.arm.isin(("all_sources", "short"))]
+    rows = rows[np.isfinite(rows.value)]
     means = {arm: _last(lab, arm, "true_variance_share").mean() for arm in ("all_sources", "short")}
     title = (f"Share of the variance that is true: {means['all_sources']:.2f} at the end of long runs, {means['short']:.2f} at the "
              "end of short ones")  # fmt: skip
@@ -131,7 +132,7 @@ def shares(lab) -> go.Figure:
                    y_title="true variance / variance between runs", references={"margin of the claim: 0.35": 0.35})  # fmt: skip
     figure.add_hline(y=0, line=dict(color=INK, width=1))
     steps = [s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if s >= first]
-    figure.update_yaxes(range=[min(-0.5, rows.value.min() - 0.05), 1.2])
+    figure.update_yaxes(range=[max(min(-0.2, rows.value.min() - 0.05), -1), 1.2])
     return figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{s:,}" for s in steps])
 
 
@@ -146,7 +147,7 @@ def sources(lab) -> go.Figure:
     figure = bars(table, "sd", arms=shown, palette=COLOURS, title=title, y_title="standard deviation of accuracy [points]",
                   names={arm: arm.replace("_", " ") for arm in shown})  # fmt: skip
     figure.add_hline(y=luck, line=dict(color=INK, dash="dash", width=1.5))
-    figure.add_annotation(x=1, xref="paper", y=luck, text="luck alone: sqrt(P/n), all sources", showarrow=False, xanchor="right",
+    figure.add_annotation(x=1, xref="paper", y=luck, text="luck alone: sqrt(P/n)", showarrow=False, xanchor="right",
                           yanchor="bottom", font_color=INK)  # fmt: skip
     return figure.update_xaxes(title_text="what differs between the runs")
 
