@@ -61,7 +61,7 @@ def test_every_public_name_in_parts_has_two_importing_studies():
     users: dict[tuple[str, str], set[str]] = {}
     for study in catalogue():
         if study.path.is_relative_to(PACKAGE):
-            for name in contract.imports(ast.parse(study.path.read_text(encoding="utf-8"))):
+            for name in {n for path in contract.parts(study) for n in contract.imports(ast.parse(path.read_text(encoding="utf-8")))}:
                 if name.startswith("claimlab.parts.") and name.count(".") == 3:
                     users.setdefault(tuple(name.split(".")[2:]), set()).add(study.slug)
     for path in (PACKAGE / "parts").glob("[a-z]*.py"):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from claimlab import study as studies
-from claimlab.study import StudyError
+from claimlab.study import StudyError, beside
 
 
 def test_a_study_of_ones_own_is_found_and_runs_its_own_module(own_studies):
@@ -76,3 +76,15 @@ def test_listing_imports_no_heavy_library(own_studies):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_drawing_beside_a_study_is_loaded_when_it_is_called(tmp_path, monkeypatch):
+    package = tmp_path / "family"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drawing = beside("family.toy", "double")
+    (package / "_toy_figures.py").write_text("def double(value):\n    return 2 * value\n")
+    assert drawing(21) == 42
+    with pytest.raises(AttributeError, match="triple"):
+        beside("family.toy", "triple")(1)

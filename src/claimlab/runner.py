@@ -119,9 +119,10 @@ def provenance(study: Study) -> dict[str, str]:
 def _sources(study: Study) -> str:
     """Hash of the study's file and of every file of this package that it imports, directly or not."""
     seen: dict[Path, str] = {}
-    todo = [study.path, PACKAGE / "experiment.py", PACKAGE / "live.py"]
+    drawn = study.path.with_name(f"_{study.path.stem}_figures.py")  # loaded by name, so that no import shows it
+    todo = [study.path, drawn, PACKAGE / "experiment.py", PACKAGE / "live.py"]
     while todo:
-        if (path := todo.pop()) in seen:
+        if (path := todo.pop()) in seen or not path.exists():
             continue
         text = path.read_text(encoding="utf-8")
         seen[path] = hashlib.sha256(text.encode()).hexdigest()

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -108,7 +109,7 @@ class Study:
     def module(self) -> ModuleType:
         """The imported module; StudyError names what is missing or why the import failed."""
         try:
-            found = _import(self)
+            found = load(self)
         except Exception as error:
             raise StudyError(f"{self.slug} cannot be imported: {type(error).__name__}: {error}") from error
         if missing := [name for name in NAMES if not hasattr(found, name)]:
@@ -207,6 +208,19 @@ def _declarations(path: Path) -> dict[str, Any]:
     return {**names, "views": _view_names(tree), "doc": ast.get_docstring(tree) or ""}
 
 
+def beside(module: str, drawing: str) -> Callable[..., Any]:
+    """A drawing from the file `_<study>_figures.py` beside a study, as `figures = beside(__name__, "figures")`.
+
+    The file is loaded when somebody looks: training and declarations do not wait for it.
+    """
+
+    def draw(*seen: Any) -> Any:
+        family, _, stem = module.rpartition(".")
+        return getattr(importlib.import_module(f"{family}._{stem}_figures"), drawing)(*seen)
+
+    return draw
+
+
 def parse(text: str, name: str = "<unknown>") -> ast.Module:
     """`ast.parse` for use from several threads: CPython 3.11's parser counts its depth in state that they share."""
     with _PARSER:
@@ -251,7 +265,8 @@ def _validate(declared: dict[str, Any]) -> None:
     params.make(declared["Params"], control.set)
 
 
-def _import(study: Study) -> ModuleType:
+def load(study: Study) -> ModuleType:
+    """Import the module of a study."""
     if study.path.is_relative_to(PACKAGE):
         dotted = ".".join(study.path.relative_to(PACKAGE).with_suffix("").parts)
         return importlib.import_module(f"claimlab.{dotted}")

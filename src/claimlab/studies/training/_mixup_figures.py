@@ -272,6 +272,3 @@ def generated(net, params) -> go.Figure:
     _cloud(figure, net, study.Gan(params).bind(0), "gan_mixup", dict(row=1, col=1))
     figure.update_xaxes(range=[-3, 3], title_text="x").update_yaxes(range=[-3, 3], title_text="y", scaleanchor="x")
     return style(figure, "Generated points (crosses: the target's modes)").update_layout(showlegend=False)
-
-
-DRAWN = {"figures": figures, "boundary": boundary, "between_two": between_two, "generated": generated}

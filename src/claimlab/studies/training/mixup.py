@@ -16,7 +16,7 @@ from claimlab import data
 from claimlab.claims import Claim
 from claimlab.data.own import own_images
 from claimlab.params import knob
-from claimlab.study import Control, Paper
+from claimlab.study import Control, Paper, beside
 from claimlab.training import Supervised, Task
 
 PAPER = Paper(
@@ -379,21 +379,9 @@ ARMS = {
     "erm": Erm, "dropout": Dropout, "smoothing": Smoothing, "inputs_only": InputsOnly, "same_class": SameClass, "mixup": Mixup,
     "mixup_dropout": MixupDropout, "gan": Gan, "gan_mixup": GanMixup,
 }  # fmt: skip
-
-
-def figures(lab) -> dict:
-    """The study's figures of a finished experiment, by name."""
-    return _draw("figures", lab)
-
-
-def _draw(name: str, *seen):
-    from claimlab.studies.training._mixup_figures import DRAWN  # a file of its own, loaded when somebody looks
-
-    return DRAWN[name](*seen)
-
-
+figures = beside(__name__, "figures")
 VIEWS = {
-    "decision boundary": partial(_draw, "boundary"),
-    "between two images": partial(_draw, "between_two"),
-    "generated points": partial(_draw, "generated"),
+    "decision boundary": beside(__name__, "boundary"),
+    "between two images": beside(__name__, "between_two"),
+    "generated points": beside(__name__, "generated"),
 }
