@@ -152,7 +152,8 @@ def training(lab) -> go.Figure:
 def settings(lab) -> go.Figure:
     """Target accuracy against lambda_max and against class_skew, with the interval over seeds."""
     table, p = lab.table, lab.params
-    main = {arm: _last(table, arm, "target_accuracy") for arm in PAIR}
+    few = len(next(iter(lab.arms["sweep"].runs.values())).seeds)  # the same seeds at every setting
+    main = {arm: _last(table, arm, "target_accuracy")[:few] for arm in PAIR}
     found = {name: _last(table, "sweep", f"{name}: target_accuracy") for name in lab.arms["sweep"].runs}
     strength = {0.0: main["source_only"], p.lambda_max: main["dann"]}
     strength |= {float(n.split("=")[1]): v for n, v in found.items() if n.startswith("lambda_max")}
@@ -170,8 +171,9 @@ def settings(lab) -> go.Figure:
     figure.update_yaxes(title_text="target accuracy [share of test images]", rangemode="tozero", col=1)
     best = max(strength, key=lambda v: strength[v].mean())
     ends = {skew: skews["dann"][skew].mean() - skews["source_only"][skew].mean() for skew in sorted(skews["dann"])}
-    told = ", ".join(f"{gain:+.2f} at {skew:g}" for skew, gain in ends.items())
-    return style(figure, f"Target accuracy is highest at lambda_max = {best:g}; the gain of dann over class_skew: {told}", height=460)
+    told = ", ".join(f"{skew:g}: {gain:+.2f}" for skew, gain in ends.items())
+    title = f"{few} seeds: target accuracy is highest at lambda_max = {best:g}; the gain of dann by class_skew: {told}"
+    return style(figure, title, height=460)
 
 
 def _points(figure, values: dict[float, np.ndarray], name: str, colour: str, at: dict, shown: bool) -> None:
