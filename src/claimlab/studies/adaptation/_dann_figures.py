@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -34,18 +36,27 @@ def _last(table, arm: str, metric: str) -> np.ndarray:
     return rows.groupby("seed")["value"].last().to_numpy()
 
 
+def _still(net) -> torch.nn.Module:
+    """A copy on the CPU, so that drawing does not touch a net in training."""
+    return copy.deepcopy(net).cpu().eval()
+
+
+def _parts(task) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Test part of both domains, on the CPU."""
+    return {"source": tuple(v.cpu() for v in task.test_source), "target": tuple(v.cpu() for v in task.test_target)}
+
+
 # ---- features of both domains
 
 
 def _features(net, task) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     with torch.no_grad():
-        return {name: (net["features"](x).cpu().numpy(), y.cpu().numpy())
-                for name, (x, y) in (("source", task.test_source), ("target", task.test_target))}  # fmt: skip
+        return {name: (net["features"](x).numpy(), y.numpy()) for name, (x, y) in _parts(task).items()}
 
 
 def _plane(figure, net, task, at: dict, shown: bool, each: int = 150) -> float:
     """Both domains on the two main components of all features, written as their classes; the share of variance shown."""
-    parts = _features(net.eval(), task)
+    parts = _features(_still(net), task)
     every = np.concatenate([x for x, _ in parts.values()])
     _, size, axes = np.linalg.svd(every - every.mean(0), full_matrices=False)
     for name, (x, y) in parts.items():
@@ -75,7 +86,8 @@ def side_by_side(lab) -> go.Figure:
 
 def _regions(figure, net, task, at: dict, shown: bool) -> None:
     """Decision of the label head as ground colour, the domain head's border as a line, test points of both domains."""
-    points = torch.cat([task.test_source[0], task.test_target[0]])
+    net, parts = _still(net), _parts(task)
+    points = torch.cat([x for x, _ in parts.values()])
     (low_u, low_v), (high_u, high_v) = (points.amin(0) - 0.3).tolist(), (points.amax(0) + 0.3).tolist()
     u, v = np.linspace(low_u, high_u, 90), np.linspace(low_v, high_v, 90)
     grid = torch.tensor(np.stack(np.meshgrid(u, v), -1).reshape(-1, 2), dtype=torch.float32)
@@ -87,10 +99,10 @@ def _regions(figure, net, task, at: dict, shown: bool) -> None:
     figure.add_heatmap(x=u, y=v, z=answer, zmin=0, zmax=1, colorscale=ground, showscale=False, hoverinfo="skip", **at)
     figure.add_contour(x=u, y=v, z=told, contours={"start": 0, "end": 0, "coloring": "none"}, showscale=False, showlegend=False,
                        line={"color": INK, "width": 3, "dash": "dash"}, hoverinfo="skip", **at)  # fmt: skip
-    for name, (x, y), filled in (("source", task.test_source, True), ("target", task.test_target, False)):
+    for name, (x, y) in parts.items():
         for label in (0, 1):
-            one, colour = x[y == label], OTHERS[label]
-            marker = {"size": 6, "color": colour, "symbol": "circle" if filled else "circle-open", "line": {"width": 1.2}}
+            one, symbol = x[y == label], "circle" if name == "source" else "circle-open"
+            marker = {"size": 6, "color": OTHERS[label], "symbol": symbol, "line": {"width": 1.2}}
             figure.add_scatter(x=one[:, 0].numpy(), y=one[:, 1].numpy(), mode="markers", marker=marker, showlegend=shown,
                                name=f"{name}, class {label}", **at)  # fmt: skip
     if shown:
@@ -103,7 +115,7 @@ def two_moons(lab) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=PAIR, horizontal_spacing=0.08)
     runs, means = lab.arms["moons"].runs, {}
     for column, arm in enumerate(PAIR, 1):
-        _regions(figure, runs[arm].members[0].eval(), runs[arm].tasks[0], {"row": 1, "col": column}, column == 1)
+        _regions(figure, runs[arm].members[0], runs[arm].tasks[0], {"row": 1, "col": column}, column == 1)
         means[arm] = _last(lab.table, "moons", f"{arm}: target_accuracy").mean()
     figure.update_xaxes(title_text="x").update_yaxes(title_text="y", col=1)
     title = (f"Two moons, the target turned by {35 * lab.params.severity:g} degrees: {means['source_only']:.2f} of the target is "
@@ -209,7 +221,7 @@ def _task(params):
 def _suits(net, task) -> bool:
     try:
         with torch.no_grad():
-            net["features"](task.test_source[0][:1])
+            _still(net)["features"](_parts(task)["source"][0][:1])
     except (RuntimeError, KeyError):
         return False
     return True
@@ -244,8 +256,9 @@ def confusion(net, params) -> go.Figure:
     task = _task(params)
     if not _suits(net, task):
         return style(go.Figure(), "This network takes other inputs than the present shift")
-    figure, right = make_subplots(1, 2, subplot_titles=("source", "target"), horizontal_spacing=0.1), []
-    for column, (x, y) in enumerate((task.test_source, task.test_target), 1):
+    net, parts, right = _still(net), _parts(task), []
+    figure = make_subplots(1, 2, subplot_titles=list(parts), horizontal_spacing=0.1)
+    for column, (x, y) in enumerate(parts.values(), 1):
         with torch.no_grad():
             answer = net["label"](net["features"](x)).argmax(1)
         classes = int(y.max()) + 1

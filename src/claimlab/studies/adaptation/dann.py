@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,8 +15,9 @@ from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob
 from claimlab.studies.adaptation._dann_data import Domains, domains
+from claimlab.studies.adaptation._dann_series import Settings
 from claimlab.study import Control, Paper
-from claimlab.training import Run, Task, Tick
+from claimlab.training import Run, Task
 
 PAPER = Paper(
     title="Domain-Adversarial Training of Neural Networks",
@@ -306,43 +306,6 @@ def _answer(net: nn.Module, x: Tensor) -> Tensor:
 
 
 # ---- other settings of the same arms, for the figures; no claim looks at them
-
-
-class Series:
-    """Several runs one after the other as one arm; the metrics of each bear its name, `lambda_max=1: target_accuracy`."""
-
-    def __init__(self, settings: dict[str, tuple[type[Task], Params]], seeds: list[int]):
-        self.seeds, few = seeds, seeds[:5]
-        self.runs = {name: Run(arm(p), few, every=p.steps) for name, (arm, p) in settings.items()}
-        self.total = sum(run.total for run in self.runs.values())
-
-    @property
-    def step(self) -> int:
-        return sum(run.step for run in self.runs.values())
-
-    @property
-    def budget(self) -> dict[str, float]:
-        """Of all runs together."""
-        return {key: sum(run.budget[key] for run in self.runs.values()) for key in ("steps", "samples", "forward_calls", "seconds")}
-
-    def stepwise(self):
-        for name, run in self.runs.items():
-            for tick in run.stepwise():
-                if tick is None or tick.step < run.total:
-                    yield None
-            found = [{f"{name}: {key}": value for key, value in m.items()} for m in tick.metrics]
-            yield Tick(self.step, found + [{}] * (len(self.seeds) - len(found)))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Makes a Series of what `chosen(params)` names, once the arm `dann` is done."""
-
-    chosen: Callable[[Params], dict[str, tuple[type[Task], Params]]]
-    after = "dann"
-
-    def __call__(self, p: Params, seeds: list[int], dann: Run) -> Series:
-        return Series(self.chosen(p), seeds)
 
 
 def moons(p: Params) -> dict[str, tuple[type[Task], Params]]:
