@@ -110,9 +110,11 @@ def gate_picture(found: dict[str, tuple[np.ndarray, str]], task, title: str) -> 
     middle = 10 ** ((edges[1:] + edges[:-1]) / 2)
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     for name, (values, colour) in found.items():
-        count = np.histogram(np.log10(np.maximum(values, 1e-8)), edges)[0] / max(len(values), 1)
-        figure.add_scatter(x=middle[1:], y=count[1:], mode="lines", line=dict(color=colour, width=2, shape="hvh"), fill="tozeroy",
-                           fillcolor=faded(colour, 0.25), name=f"{name} ({count[0]:.0%} are below 1e-8)")  # fmt: skip
+        seen = values[values >= 1e-8].astype(float)
+        count = np.histogram(np.log10(seen), edges)[0] / max(len(values), 1)
+        below = 1 - len(seen) / max(len(values), 1)
+        figure.add_scatter(x=middle, y=count, mode="lines", line=dict(color=colour, width=2, shape="hvh"), fill="tozeroy",
+                           fillcolor=faded(colour, 0.25), name=f"{name} ({below:.0%} are below 1e-8)")  # fmt: skip
     x = np.logspace(-8, 1, 181)
     for factor, dash in ((1, "solid"), (30, "dash"), (1000, "dot")):
         gate = insensitivity(torch.from_numpy(x), task.p.loss_scale * factor).numpy()
