@@ -166,7 +166,7 @@ class Recipe(Task):
     sizes: tuple[int, ...] = (48, 48)
     net: type[Runs] = Runs
     binary = False
-    ticks = 5
+    ticks = 3
     limit = 1024
     rate = None
     batch_size, weight_decay, ahead = 32, 5e-4, 150
@@ -242,7 +242,7 @@ class Recipe(Task):
 
 
 class AllSources(Recipe):
-    ticks = 25
+    ticks = 15
 
 
 class InitOnly(Recipe):
@@ -263,7 +263,7 @@ class OneWeight(Recipe):
     among those of inputs that vary in the training set."""
 
     varies = ()
-    ticks = 25
+    ticks = 15
 
     def init(self):
         net = super().init()
@@ -286,7 +286,7 @@ class OneWeight(Recipe):
 class Short(Recipe):
     """All sources, a tenth of the steps; the learning rate reaches 0 within them."""
 
-    ticks = 15
+    ticks = 10
     steps = property(lambda self: max(2, self.p.steps // 10))
 
 
