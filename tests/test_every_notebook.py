@@ -40,7 +40,7 @@ def test_a_notebook_runs_at_smoke(study, home):
 
 def test_a_notebook_has_the_skeleton_in_order(study):
     text = "\n".join(c.source for c in cells(study, "markdown")).lower()
-    found = re.findall(r"^#+\s+(.*)$", text, flags=re.M)
+    found = re.findall(r"^##+\s+(.*)$", text, flags=re.M)
     places = [next((i for i, line in enumerate(found) if name in line), None) for name in HEADINGS]
     assert None not in places, f"missing: {[n for n, p in zip(HEADINGS, places, strict=True) if p is None]}"
     assert places == sorted(places)

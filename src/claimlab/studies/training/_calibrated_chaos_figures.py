@@ -266,6 +266,3 @@ def twins_now(net, params) -> go.Figure:
     figure.update_yaxes(type="log", exponentformat="power")
     return style(figure, f"{len(net.weights[0]) - 1} nudged runs after {steps[-1]:,} steps", x="optimiser step",
                  y="median distance from the original run")  # fmt: skip
-
-
-DRAWN = {"figures": figures, "halves_now": halves_now, "flicker": flicker, "twins_now": twins_now}

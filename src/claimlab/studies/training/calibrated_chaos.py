@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.studies.training._calibrated_chaos_data import Split, own_matrix, simulated, split, stream
 from claimlab.studies.training._calibrated_chaos_runs import ConvRuns, Runs, distances
-from claimlab.study import Control, Paper
+from claimlab.study import Control, Paper, beside
 from claimlab.training import Task
 
 PAPER = Paper(
@@ -345,22 +344,10 @@ ARMS = {
     "width_16": _extra("Width16", sizes=(16, 16)), "width_256": _extra("Width256", sizes=(256, 256), limit=32),
     "lr_0.02": _extra("Slow", rate=0.02), "lr_0.5": _extra("Fast", rate=0.5), "conv": Conv,
 }  # fmt: skip
-
-
-def figures(lab) -> dict:
-    """The study's figures of a finished experiment, by name."""
-    return _draw("figures", lab)
-
-
-def _draw(name: str, *seen):
-    from claimlab.studies.training._calibrated_chaos_figures import DRAWN  # a file of its own, loaded when somebody looks
-
-    return DRAWN[name](*seen)
-
-
+figures = beside(__name__, "figures")
 VIEWS = {
-    "one half against the other": partial(_draw, "halves_now"),
-    "right and wrong": partial(_draw, "flicker"),
-    "distance of nudged twins": partial(_draw, "twins_now"),
+    "one half against the other": beside(__name__, "halves_now"),
+    "right and wrong": beside(__name__, "flicker"),
+    "distance of nudged twins": beside(__name__, "twins_now"),
 }
 __all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Params", "figures", "own_matrix"]
