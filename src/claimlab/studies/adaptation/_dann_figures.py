@@ -267,6 +267,3 @@ def confusion(net, params) -> go.Figure:
         figure.add_heatmap(z=counts, colorscale="Cividis", showscale=False, texttemplate="%{z}", row=1, col=column)
     figure.update_xaxes(title_text="answer", dtick=1).update_yaxes(title_text="true class", dtick=1, autorange="reversed")
     return style(figure, f"Right answers: {right[0]:.0%} on the source, {right[1]:.0%} on the target", height=460)
-
-
-DRAWN = {"figures": figures, "features": features, "regions": regions, "confusion": confusion}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from claimlab.models import mlp
 from claimlab.params import knob
 from claimlab.studies.adaptation._dann_data import Domains, domains
 from claimlab.studies.adaptation._dann_series import Settings
-from claimlab.study import Control, Paper
+from claimlab.study import Control, Paper, beside
 from claimlab.training import Run, Task
 
 PAPER = Paper(
@@ -330,21 +329,9 @@ ARMS = {
     "source_only": SourceOnly, "dann": Dann, "coral": Coral, "target_oracle": TargetOracle, "no_schedule": NoSchedule,
     "no_reversal": NoReversal, "moons": Settings(moons), "sweep": Settings(sweep),
 }  # fmt: skip
-
-
-def figures(lab) -> dict:
-    """The study's figures of a finished experiment, by name."""
-    return _draw("figures", lab)
-
-
-def _draw(name: str, *seen):
-    from claimlab.studies.adaptation._dann_figures import DRAWN  # a file of its own, loaded when somebody looks
-
-    return DRAWN[name](*seen)
-
-
+figures = beside(__name__, "figures")
 VIEWS = {
-    "features of both domains": partial(_draw, "features"),
-    "decision regions on the moons": partial(_draw, "regions"),
-    "confusion matrices": partial(_draw, "confusion"),
+    "features of both domains": beside(__name__, "features"),
+    "decision regions on the moons": beside(__name__, "regions"),
+    "confusion matrices": beside(__name__, "confusion"),
 }
