@@ -239,6 +239,3 @@ def survivors(net, params, limit: int = 6000) -> go.Figure:
         figure.update_xaxes(title_text="output unit", range=[-1, w.shape[1]], row=1, col=i + 1)
         figure.update_yaxes(title_text="input" if i == 0 else None, range=[w.shape[0], -1], row=1, col=i + 1)
     return style(figure, f"{net.left:,} of {net.size:,} weights are left after {now} prunings", height=480)
-
-
-DRAWN = {"figures": figures, "first_layer": first_layer, "gradient_view": gradient_view, "survivors": survivors}

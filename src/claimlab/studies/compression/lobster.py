@@ -16,7 +16,7 @@ from claimlab.params import knob
 from claimlab.studies.compression import _lobster_method as rule
 from claimlab.studies.compression._lobster_data import split
 from claimlab.studies.compression._lobster_method import LeNet
-from claimlab.study import Control, Paper
+from claimlab.study import Control, Paper, beside
 from claimlab.training import Supervised
 
 PAPER = Paper(
@@ -279,21 +279,9 @@ ARMS = {
     "dense": Dense, "magnitude": Magnitude, "l2_threshold": L2, "lobster": Literal, "lobster_scaled": Scaled,
     "inverse_gate": Inverse, "lobster_x30": Times30, "lobster_x1000": Times1000,
 }  # fmt: skip
-
-
-def figures(lab) -> dict:
-    """The study's figures of a finished experiment, by name."""
-    return _draw("figures", lab)
-
-
-def _draw(name: str, *seen):
-    from claimlab.studies.compression._lobster_figures import DRAWN  # a file of its own, loaded when somebody looks
-
-    return DRAWN[name](*seen)
-
-
+figures = beside(__name__, "figures")
 VIEWS = {
-    "first layer": partial(_draw, "first_layer"),
-    "gradients and gate": partial(_draw, "gradient_view"),
-    "surviving weights": partial(_draw, "survivors"),
+    "first layer": beside(__name__, "first_layer"),
+    "gradients and gate": beside(__name__, "gradient_view"),
+    "surviving weights": beside(__name__, "survivors"),
 }
