@@ -1,6 +1,7 @@
 """The command line as a person types it: output, exit codes, and refusals before anything starts."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -212,6 +213,14 @@ def test_a_stopped_run_is_resumed_and_a_changed_one_replayed(own_studies, home, 
     code, out, _ = said(capsys, "replay", other, "--seeds", "5..9")
     assert code == 0 and "accuracy of with the changes minus left alone" in out and "n = 5" in out
     book.close()
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, os.cpu_count()), ("1", 1)])
+def test_a_run_by_itself_takes_all_cores_unless_told_otherwise(own_studies, home, chosen, threads):
+    code = "import sys, claimlab.cli; claimlab.cli.main(sys.argv[1:]); import torch; print(torch.get_num_threads())"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | ({"OMP_NUM_THREADS": chosen} if chosen else {})
+    command = [sys.executable, "-c", code, "run", "toy-blobs", "--no-kernel", "--json", "--profile", "smoke"]
+    assert int(subprocess.check_output(command, text=True, env=environment).splitlines()[-1]) == threads
 
 
 def test_interrupt_stops_a_run_and_saves_what_there_is(own_studies, home):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import claimlab
 from claimlab import remote
 from claimlab import study as studies
 from claimlab.params import PROFILES, KnobError, pairs
@@ -153,6 +154,8 @@ def show(options) -> int:
 
 
 def run(options) -> int:
+    if not claimlab.THREADS_CHOSEN:  # the matrices of one study alone may have all cores
+        os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
     from claimlab import console
 
     values = pairs(options.knob)

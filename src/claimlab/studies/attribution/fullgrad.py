@@ -14,18 +14,10 @@ from torch import Tensor, nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
-from claimlab.parts.attribution import (  # noqa: F401 - some are used in the files beside this one
-    class_folders,
-    crops,
-    enlarge,
-    gradcam,
-    gradient,
-    integrated,
+from claimlab.parts.attribution import (
     predicted,
     ranks,
     remove,
-    scattered,
-    smooth_noise,
 )
 from claimlab.studies.attribution import _fullgrad_figures as drawn
 from claimlab.studies.attribution import _fullgrad_method as method

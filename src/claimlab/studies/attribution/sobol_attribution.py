@@ -15,18 +15,10 @@ from torch import Tensor, nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
-from claimlab.parts.attribution import (  # noqa: F401 - some are used in the files beside this one
-    class_folders,
-    crops,
+from claimlab.parts.attribution import (
     enlarge,
-    gradcam,
-    gradient,
-    integrated,
     predicted,
     ranks,
-    remove,
-    scattered,
-    smooth_noise,
 )
 from claimlab.studies.attribution import _sobol_attribution_figures as drawn
 from claimlab.studies.attribution import _sobol_attribution_method as method
