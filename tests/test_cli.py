@@ -16,6 +16,7 @@ import pytest
 
 from claimlab import cli, console, contract, live, readme, remote, runner, scaffold
 from claimlab import study as studies
+from claimlab.cells import stale, template
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
 
@@ -340,6 +341,17 @@ def test_a_dashboard_that_dies_shows_its_last_words(home, capsys):
     assert console.wait(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])) == 1
     err = capsys.readouterr().err
     assert "code 3" in err and "sunshine" in err
+
+
+def test_the_notebook_of_one_study_is_synced_alone(own_studies, capsys, monkeypatch):
+    one = studies.find("toy-blobs")
+    one.path.with_suffix(".ipynb").write_text(template(one).replace("rate: float", "pace: float"), encoding="utf-8")
+    synced = []
+    monkeypatch.setattr(readme, "sync", lambda root: synced.append(root) or [])
+    assert stale(one.notebook)
+    code, out, _ = said(capsys, "sync", "toy-blobs")
+    assert code == 0 and out.strip() == str(one.notebook) and not stale(one.notebook) and synced == []
+    assert said(capsys, "sync", "nobody")[0] == 2
 
 
 # ---- a new study

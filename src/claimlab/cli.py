@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
     tour_parser.add_argument("--profile", choices=PROFILES, default="default")
     dashboard_parser = add("dashboard", dashboard, "start the dashboard on this machine")
     dashboard_parser.add_argument("--port", type=int, default=8501)
-    add("sync", sync, "write the generated cells of notebooks and the README's table")
+    sync_parser = add("sync", sync, "write the generated cells of notebooks and the README's table")
+    sync_parser.add_argument("studies", nargs="*", help="the notebooks of these studies alone")
     check_parser = add("check", check, "run the contract of one study, or of all, and say what is missing", reads=True)
     check_parser.add_argument("study", nargs="?")
     new_parser = add("new", new, "write the three files of a new study")
@@ -215,13 +216,13 @@ def dashboard(options) -> int:
 # ---- writing
 
 
-def sync(_options) -> int:
+def sync(options) -> int:
     from claimlab import readme
     from claimlab.cells import sync as sync_cells
 
-    found = [s.notebook for s in studies.catalogue() if not s.broken and s.notebook.exists()]
-    changed = [str(path) for path in sync_cells(found)]
-    changed += [str(path) for path in readme.sync(studies.root())]
+    chosen = [studies.find(name) for name in options.studies] or studies.catalogue()
+    changed = [str(path) for path in sync_cells(s.notebook for s in chosen if not s.broken and s.notebook.exists())]
+    changed += [] if options.studies else [str(path) for path in readme.sync(studies.root())]
     print("\n".join(changed) or "everything is in sync")
     return 0
 
