@@ -136,14 +136,17 @@ class Descent:
         """A Tick where one is due, else None after every few steps, so that a caller can act in between."""
         if self.step not in self.records:
             yield self.measure()
-        with torch.no_grad():
-            while self.step < self.total:
-                began = time.perf_counter()
-                for _ in range(EVERY):
-                    self.advance()
-                    self.step += 1
-                self.seconds += time.perf_counter() - began
-                yield self.measure() if self.due() else None
+        while self.step < self.total:
+            self.stretch()
+            yield self.measure() if self.due() else None
+
+    @torch.no_grad()  # not around the yield, or whoever acts in between would train without gradients
+    def stretch(self) -> None:
+        began = time.perf_counter()
+        for _ in range(EVERY):
+            self.advance()
+            self.step += 1
+        self.seconds += time.perf_counter() - began
 
     def due(self) -> bool:
         return self.step % self.pace == 0 or self.step >= self.total
