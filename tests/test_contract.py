@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from claimlab import cells, cli, contract
 from claimlab.study import catalogue, find
@@ -152,6 +153,12 @@ def test_the_files_beside_a_study_are_looked_at_too():
 )
 def test_an_import_that_is_not_silent_is_named(changed, new, words):
     assert said(contract.silent_import(changed("import torch\n", new)), words)
+
+
+def test_an_arm_that_switches_gradients_off_for_the_others_is_named(changed):
+    study = changed("        yield Tick(0,", "        with torch.no_grad():\n            yield Tick(0,")
+    assert said(contract.behaviour(study), "gradients switched off between two steps")
+    assert torch.is_grad_enabled()
 
 
 def test_a_silent_import_passes(changed):

@@ -131,6 +131,8 @@ def long_functions(tree: ast.AST) -> list[tuple[str, int]]:
 
 def behaviour(study: Study) -> list[str]:
     """Silent import; the arms run at SMOKE with finite losses; metrics cover the claims; figures hold data; exact training."""
+    import torch
+
     from claimlab.experiment import Experiment
 
     found = [f"{study.path.stem} does not define {name}" for name in NAMES if not hasattr(study.module, name)]
@@ -141,10 +143,15 @@ def behaviour(study: Study) -> list[str]:
     if found:
         return found
     params = study.make(profile="smoke")
+    lab = Experiment(study, params)
     try:
-        lab = Experiment(study, params).run()
+        off = {arm for arm, _ in lab.ticks() if not torch.is_grad_enabled()}
     except Exception as error:
-        return [f"the smoke profile fails: {type(error).__name__}: {error}"]
+        why = "" if torch.is_grad_enabled() else "; an arm leaves gradients switched off between two steps"
+        return [f"the smoke profile fails: {type(error).__name__}: {error}{why}"]
+    finally:
+        torch.set_grad_enabled(True)
+    found += [f"arm {name} leaves gradients switched off between two steps" for name in sorted(off)]
     losses = lab.table[lab.table["metric"] == "loss"]["value"]
     if not all(math.isfinite(v) for v in losses):
         found.append("a loss is not finite at the smoke profile")
