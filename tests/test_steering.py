@@ -168,7 +168,8 @@ def test_a_thousand_commands_in_a_burst_are_all_answered_and_cost_one_checkpoint
     one.drive()
     answers = one.answers
     assert all(a["ok"] for a in answers) and [a["new"] for a in answers] == [p["value"] for _, _, p, _ in burst]
-    assert len([e for e in ledger.events(one.run) if e["kind"] == "checkpoint"]) == 1
+    written = [e["payload"]["why"] for e in ledger.events(one.run) if e["kind"] == "checkpoint"]
+    assert written == ["before set", "end"]
 
 
 def test_the_first_of_two_drivers_keeps_the_lease_until_it_ends_or_is_handed_over(ledger, study):
@@ -194,12 +195,30 @@ def test_the_first_of_two_drivers_keeps_the_lease_until_it_ends_or_is_handed_ove
 def test_regular_checkpoints_are_few_and_those_of_changes_stay(ledger, study, monkeypatch):
     monkeypatch.setattr(checkpoints, "SECONDS", 0.02)
     monkeypatch.setattr(checkpoints, "SHARE", 1.0)
-    one = Scripted(ledger, study, [(300, "set", {"name": "lr", "value": 0.01}), (350, "checkpoint", {})])
-    one.drive()
+    asked = [(300, "set", {"name": "lr", "value": 0.01}), (350, "checkpoint", {})]
+    one = Scripted(ledger, study, [*asked, (801, "stop", {})], steps=20_000)
+    with pytest.raises(live.Stopped):
+        one.drive()
     kept = checkpoints.Shelf(ledger, one.run).all()
     assert [c["why"] for c in kept if c["why"] != "regular"] == ["before set", "asked for"]
     assert sum(c["why"] == "regular" for c in kept) == checkpoints.LAST
     assert len(list((checkpoints.Shelf(ledger, one.run).folder).iterdir())) == len(kept)
+
+
+def test_a_run_that_is_done_keeps_its_networks_and_no_optimiser(ledger, study, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.02)
+    one = Scripted(ledger, study, [])
+    lab = one.drive()
+    shelf = checkpoints.Shelf(ledger, one.run)
+    (last,) = shelf.all()
+    state = shelf.read(last["name"])
+    assert last["why"] == "end" and all(e["optimizers"] is None for e in state["arms"]["fast"]["ensembles"])
+    again = Experiment(study, one.params)
+    again.load(state, again=False)
+    assert "probe" not in again.arms  # it has no state of its own
+    for arm in ("slow", "fast", "halves", "tuned"):
+        for mine, theirs in zip(again.arms[arm].members, lab.arms[arm].members, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_with_the_same_numbers(ledger, study):
@@ -303,7 +322,7 @@ def test_checkpoints_are_read_as_data_only(ledger, study, tmp_path):
     one = Scripted(ledger, study, [(100, "checkpoint", {})], steps=200)
     one.drive()
     shelf = checkpoints.Shelf(ledger, one.run)
-    (name,) = [c["name"] for c in shelf.all()]
+    name = shelf.all()[0]["name"]
 
     class Evil:
         def __reduce__(self):

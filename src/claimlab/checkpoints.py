@@ -39,7 +39,7 @@ class Shelf:
         name = next(n for k in count(1) if (n := f"{lab.done:09d}" + (f"-{k}" if k > 1 else "")) not in taken)
         self.folder.mkdir(parents=True, exist_ok=True)
         path, began = self.folder / f"{name}.pt", time.monotonic()
-        torch.save(lab.state(), path.with_suffix(".part"))
+        torch.save(lab.state() if why != "end" else _light(lab.state()), path.with_suffix(".part"))
         os.replace(path.with_suffix(".part"), path)
         self.last, self.here, self.changed = time.monotonic(), (lab.done, name), False
         self.wait = max(SECONDS, (self.last - began) / SHARE)
@@ -53,6 +53,15 @@ class Shelf:
             return
         self.put(lab, "regular")
         for one in [c for c in self.all() if c["why"] == "regular"][:-LAST]:
+            self.path(one["name"]).unlink(missing_ok=True)
+
+    def end(self, lab: Experiment) -> None:
+        """Keep the networks of a run that is done, without their optimisers, and let go of what only resuming needs."""
+        if [one for one in self.all() if one["why"] == "end"]:
+            return
+        self.here = (-1, "")
+        self.put(lab, "end")
+        for one in [c for c in self.all() if c["why"] == "regular"]:
             self.path(one["name"]).unlink(missing_ok=True)
 
     def all(self) -> list[dict[str, Any]]:
@@ -101,6 +110,13 @@ class Shelf:
         self.ledger.event(self.run, "fork", payload={"child": child, "checkpoint": name, "change": change})
         start(child)
         return child
+
+
+def _light(state: Any) -> Any:
+    """A state without the optimisers: enough to look at the networks, and too little to go on."""
+    if isinstance(state, dict):
+        return {key: None if key == "optimizers" else _light(value) for key, value in state.items()}
+    return [_light(one) for one in state] if isinstance(state, list) else state
 
 
 def start(run: str) -> subprocess.Popen:

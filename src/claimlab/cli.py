@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     runs_parser.add_argument("--study")
     remote.add_steer(add("steer", remote.steer, "change a run that goes on: `steer ID set lr=1e-3`, `steer ID pause`", reads=True))
     add("resume", remote.resume, "go on with a run that ended early, from its last checkpoint").add_argument("run")
+    remote.add_look(add("look", remote.look, "a live view of a run, now or at a checkpoint; or its answers to an input of your own"))
     again = add("replay", remote.replay, "run again with the changes that were made to a run, at the same steps")
     again.add_argument("run")
     again.add_argument("--seeds", help="other seeds, as 5..9 or 3,4,8: was it luck?")
@@ -109,16 +110,17 @@ def _add_report(one: argparse.ArgumentParser) -> None:
 # ---- reading
 
 
+def finite(value: Any) -> Any:
+    """The same value for strict JSON: a number that is not finite, which JSON does not have, becomes null."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def tell(found: Any, indent: int | None = 1) -> None:
-    """Print strict JSON: a number that is not finite, which JSON does not have, becomes null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: finite(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    """Print strict JSON; see `finite`."""
     print(json.dumps(finite(found), indent=indent, allow_nan=False))
 
 

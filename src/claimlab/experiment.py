@@ -99,16 +99,16 @@ class Experiment:
         arms = {name: arm.state() if hasattr(arm, "state") else None for name, arm in self.arms.items()}
         return {"arms": arms, "finished": sorted(self.finished), "rows": list(self._rows), "steered": self.steered}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], *, again: bool = True) -> None:
         """Go on exactly where `state` was taken, in this process or in another one.
 
-        An arm that has no state of its own is run again from its start; what it reports is the same.
+        An arm that has no state of its own is run again from its start; what it reports is the same. With `again` false
+        such arms are left out: enough to look at the networks of the others, and too little to go on.
         """
         before, self.arms = self.arms, {}
         done, self.finished = self.finished, set()
-        waiting = [name for name in self.specs if name in state["arms"]]
-        while waiting:
-            name = next(n for n in waiting if self._ready(self.specs[n]))
+        waiting = [n for n in self.specs if n in state["arms"] and (again or state["arms"][n] is not None)]
+        while name := next((n for n in waiting if self._ready(self.specs[n])), None):
             waiting.remove(name)
             over, saved = name in state["finished"], state["arms"][name]
             if over and name in done:  # nothing about it has changed

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select, update
 
 from claimlab import schema
-from claimlab.database import Database, LedgerError, home
+from claimlab.database import LedgerError, home
+from claimlab.reading import Reading
+from claimlab.watching import Watching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +35,7 @@ COLUMNS = ["arm", "seed", "step", "metric", "value"]
 CALLS, SECONDS = 50, 0.2
 
 
-class Ledger(Database):
+class Ledger(Watching, Reading):
     """Runs, points, events, commands, verdicts and artefacts in one database; see `Database` for how it is opened."""
 
     def __init__(self, url: str | None = None):
@@ -134,13 +136,14 @@ class Ledger(Database):
                     connection.execute(schema.metric.insert(), self._points)
                 self._points = []
 
-    def points_since(self, run: str, cursor: int = 0) -> tuple[list[tuple], int]:
-        """Committed points after `cursor` as (id, arm, seed, step, metric, value), and the new cursor."""
+    def points_since(self, run: str, cursor: int = 0, limit: int | None = None) -> tuple[list[tuple], int]:
+        """Committed points after `cursor`, `limit` at most, as (id, arm, seed, step, metric, value), and the new cursor."""
         table = schema.metric
         query = (
             select(table.c.id, *(table.c[c] for c in COLUMNS))
             .where((table.c.run == run) & (table.c.id > cursor))
             .order_by(table.c.id)
+            .limit(limit)
         )
         rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
         return rows, rows[-1][0] if rows else cursor

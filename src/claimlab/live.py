@@ -10,7 +10,7 @@ from claimlab import experiment as experiments
 from claimlab.checkpoints import Shelf
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger, home
-from claimlab.params import KnobError, values
+from claimlab.params import SETTABLE, KnobError, values
 from claimlab.steering import Driver, Stopped
 from claimlab.study import Study, find
 from claimlab.training import Run, Tick, surgery
@@ -30,7 +30,7 @@ def execute(study: Study, params: Any, ledger: Ledger, run: str, *, seeds: Seque
     """
     params = study.module.Params(**values(params))
     lab = Experiment(study, params, seeds)
-    driver = Driver(study, lab, ledger, run)
+    driver, known = Driver(study, lab, ledger, run), {}
     ledger.set_status(run, "running")
     with _Heart(ledger, run, lab):
         try:
@@ -41,8 +41,10 @@ def execute(study: Study, params: Any, ledger: Ledger, run: str, *, seeds: Seque
                     record(lab, ledger, run, *pair)
                     if on_tick is not None:
                         on_tick(lab, *pair)
+                known = _introduce(lab, ledger, run, known)
                 driver.between()
             _conclude(lab, ledger, run, whole=begin is None)
+            driver.shelf.end(lab)
         finally:
             ledger.flush()
     return lab
@@ -87,6 +89,17 @@ def record(lab: Experiment, ledger: Ledger, run: str, arm: str, tick: Tick) -> N
         trained = getattr(chain, "run", chain)
         facts = surgery.explain(trained, member) if isinstance(trained, Run) else {}
         ledger.event(run, "diverged", step=tick.step, arm=arm, seed=lab.seeds[member], payload=facts)
+
+
+def _introduce(lab: Experiment, ledger: Ledger, run: str, known: dict[str, int]) -> dict[str, int]:
+    """Record the layers and settings of each arm that has come up, or entered another stage, since `known`."""
+    here = {name: getattr(arm, "index", 0) for name, arm in lab.arms.items()}
+    for name in here if here != known else ():
+        trained = getattr(lab.arms[name], "run", lab.arms[name])
+        if here[name] != known.get(name) and isinstance(trained, Run):
+            settings = (*SETTABLE, *(k.name for k in lab.study.knobs if k.live))
+            ledger.event(run, "layers", step=lab.arms[name].step, arm=name, payload=surgery.describe(trained, settings))
+    return here
 
 
 def _conclude(lab: Experiment, ledger: Ledger, run: str, whole: bool) -> None:

@@ -27,6 +27,16 @@ def add_steer(one: argparse.ArgumentParser) -> None:
     one.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for the answer")
 
 
+def add_look(one: argparse.ArgumentParser) -> None:
+    """The arguments of `claimlab look`."""
+    one.add_argument("run")
+    one.add_argument("view", nargs="?", help="the name of a view; without one, requests are read from standard input, a line each")
+    one.add_argument("--arm", help="the arm whose network is shown")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--checkpoint", default="", help="an earlier moment (default: the last checkpoint)")
+    one.add_argument("-o", "--output", default="view.html", help="an HTML page, or plotly's JSON for a name in .json")
+
+
 def payloads(verb: str, what: list[str]) -> list[dict[str, Any]]:
     """The payload of each command that the words after a verb stand for; KnobError where they do not fit it."""
     if verb == "set":
@@ -42,7 +52,7 @@ def payloads(verb: str, what: list[str]) -> list[dict[str, Any]]:
 
 def send(book: Any, run: str, verb: str, payload: dict[str, Any], *, arm: str | None = None, seed: int | None = None,
          by: str = "", timeout: float = 10.0) -> dict[str, Any]:  # fmt: skip
-    """Check a command, queue it and wait for its answer {ok, step, old, new, reason, text}.
+    """Check a command, queue it and wait for its answer {id, ok, step, old, new, reason, text}.
 
     KnobError where the run has ended or the command is not allowed; a refusal by the run is an answer that is not ok.
     """
@@ -63,10 +73,10 @@ def _answer(book: Any, run: str, number: int, timeout: float) -> dict[str, Any]:
         if command["answered"] is not None:
             found = {k: command[k] for k in ("ok", "step", "old", "new", "reason")}
             done = f"applied at step {found['step']}" + ("" if found["new"] is None else f": {found['old']} -> {found['new']}")
-            return {**found, "ok": bool(found["ok"]), "text": done if found["ok"] else f"refused: {found['reason']}"}
+            return {**found, "id": number, "ok": bool(found["ok"]), "text": done if found["ok"] else f"refused: {found['reason']}"}
         time.sleep(0.05)
     reason = f"no answer within {timeout:g} s; the command stays queued"
-    return {"ok": False, "step": None, "old": None, "new": None, "reason": reason, "text": reason}
+    return {"id": number, "ok": False, "step": None, "old": None, "new": None, "reason": reason, "text": reason}
 
 
 # ---- the commands
@@ -116,6 +126,27 @@ def replay(options) -> int:
     print(f"{new}: finished")
     for verdict in verdicts:
         print(f"{ICONS[verdict.verdict]} {verdict.claim}: {verdict.sentence}")
+    return 0
+
+
+def look(options) -> int:
+    import sys
+
+    from claimlab.ledger import Ledger
+    from claimlab.views import Looking, draw, networks, serve
+
+    looking = Looking(Ledger(), options.run)
+    if options.view is None:
+        for answer in serve(looking, sys.stdin):
+            print(answer, flush=True)
+        return 0
+    looking.go(options.checkpoint)
+    figure = draw(looking.lab, options.view, options.arm or networks(looking.lab)[0], options.seed)
+    if options.output.endswith(".json"):
+        figure.write_json(options.output)
+    else:
+        figure.write_html(options.output, include_plotlyjs=True)
+    print(f"{options.output}: {options.view} at checkpoint {looking.at}")
     return 0
 
 

@@ -59,7 +59,9 @@ def replay(ledger: Ledger, run: str, seeds: Sequence[int] | None = None) -> tupl
     lab = live.execute(study, params, ledger, new, seeds=chosen, begin=begin)
     ledger.finish(new)
     ledger.set_status(new, "finished")
-    return new, [] if chosen == row["seeds"] else _compare(study, params, lab, chosen, {one["arm"] for one in todo})
+    verdicts = [] if chosen == row["seeds"] else _compare(study, params, lab, chosen, {one["arm"] for one in todo})
+    ledger.event(new, "replayed", payload={"of": run, "verdicts": [v.as_dict() for v in verdicts]})
+    return new, verdicts
 
 
 def _compare(study: Study, params: Any, lab: Experiment, seeds: list[int], arms: set[str]) -> list[claims.Verdict]:

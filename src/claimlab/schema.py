@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Connection, Float, Index, Integer, MetaData, String, Table, Text, inspect, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    inspect,
+    text,
+)
 
-VERSION = 2
+VERSION = 3
 metadata = MetaData()
 
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -66,6 +80,16 @@ run_summary = Table(
     Column("tail", Float), Column("n", Integer),
 )  # fmt: skip
 
+# one row a picture that somebody watches or has watched; drawn anew in place
+view = Table(
+    "view", metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True), Column("run", String(80), nullable=False, index=True),
+    Column("view", String(120), nullable=False), Column("arm", String(80), nullable=False), Column("seed", Integer, nullable=False),
+    Column("until", Float, nullable=False), Column("step", Integer), Column("drawn", Float), Column("figure", Text),
+    Column("reason", Text, default=""),
+    UniqueConstraint("run", "view", "arm", "seed"),
+)  # fmt: skip
+
 
 class NewerSchema(RuntimeError):
     """The database was written by a later version of claimlab."""
@@ -94,4 +118,8 @@ def _branches(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE run ADD COLUMN {name} VARCHAR(80)"))
 
 
-STEPS = {1: _branches}
+def _views(_connection: Connection) -> None:
+    """2 -> 3: live views have a table of their own, which is made with all that are missing."""
+
+
+STEPS = {1: _branches, 2: _views}

@@ -16,6 +16,7 @@ from claimlab.params import KnobError
 from claimlab.study import Study
 from claimlab.training import surgery
 from claimlab.verbs import CHANGES, validate
+from claimlab.views import Gallery
 
 NAP = 0.01  # seconds between two looks at the commands of a paused run
 
@@ -29,7 +30,7 @@ class Driver:
 
     def __init__(self, study: Study, lab: Experiment, ledger: Ledger, run: str):
         self.study, self.lab, self.ledger, self.run = study, lab, ledger, run
-        self.shelf = checkpoints.Shelf(ledger, run)
+        self.shelf, self.gallery = checkpoints.Shelf(ledger, run), Gallery(lab, ledger, run)
         self.paused, self.left = False, 0  # left: steps to go until the run pauses again
         self.holder, self.until = "", 0.0
         self.script: list[dict[str, Any]] = []  # changes to come: verb, payload, arm, step, seed
@@ -42,9 +43,11 @@ class Driver:
                 self._pause()
         self._follow()
         self.obey()
+        self.gallery.between()
         while self.paused:
             time.sleep(NAP)
             self.obey()
+            self.gallery.between()
         self.shelf.regular(self.lab)
 
     def _follow(self) -> None:

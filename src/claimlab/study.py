@@ -6,14 +6,12 @@ executed to list the lab, so that listing needs no torch; the methods and arms a
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
 import importlib.util
 import os
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,43 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from claimlab import claims, params
+from claimlab import claims, declarations, params
+from claimlab.declarations import DECLARATIONS, THEMES, Control, Paper, StudyError, Trial, parse
 
 PACKAGE = Path(__file__).parent
-DECLARATIONS = ("PAPER", "Params", "CLAIMS")
 NAMES = (*DECLARATIONS, "ARMS", "figures", "HONESTY")
 FAMILIES = (
     "training", "compression", "attribution", "representation", "robustness", "causality", "adaptation", "physics", "imaging",
     "vision", "text", "audio", "graphs", "timeseries", "recommendation", "science", "decisions",
 )  # fmt: skip
-_PARSER = threading.Lock()
-THEMES = ("stages", "sensitivity", "representations")
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Bibliographic facts and the question that the study asks."""
-
-    title: str
-    authors: str
-    year: int
-    url: str
-    theme: str
-    system: str
-    question: str
-
-
-@dataclass(frozen=True)
-class Control:
-    """The negative control: knob values under which the claims in `vanishes` must not come out supported."""
-
-    set: dict[str, Any] = field(default_factory=dict)
-    vanishes: tuple[str, ...] = ()
-    why: str = ""
-
-
-class StudyError(ValueError):
-    """A study that does not exist, or whose module does not declare what a study needs."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +60,16 @@ class Study:
     @property
     def honesty(self) -> str:
         return self.declared.get("HONESTY", "")
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the pictures that one can watch while it runs."""
+        return self.declared.get("views", ())
+
+    @property
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """What one can try on the trained networks: kind, help, shape and arms by name."""
+        return self.declared.get("trials", {})
 
     @property
     def knobs(self) -> tuple[params.Knob, ...]:
@@ -184,28 +164,11 @@ def read(path: Path, family: str) -> Study:
     """Read the declarations of one study file without importing it."""
     slug = path.stem.replace("_", "-")
     try:
-        declared = _declarations(path)
-        _validate(declared)
+        declared = declarations.read(path)
+        declarations.validate(declared)
     except Exception as error:
         return Study(slug, family, path, broken=f"{type(error).__name__}: {error}")
     return Study(slug, family, path, declared=declared)
-
-
-def _declarations(path: Path) -> dict[str, Any]:
-    tree = parse(path.read_text(encoding="utf-8"), str(path))
-    wanted = (*DECLARATIONS, "HONESTY")
-    body = [node for node in tree.body if _name(node) in wanted]
-    scope: dict[str, Any] = {
-        "Paper": Paper, "Control": Control, "Claim": claims.Claim, "knob": params.knob, "dataclass": dataclass,
-        "KnobError": params.KnobError, "__name__": f"claimlab.declared.{path.stem}",
-    }  # fmt: skip
-    sys.modules.setdefault(scope["__name__"], ModuleType(scope["__name__"]))  # dataclasses look their module up
-    exec(compile(ast.Module(body, []), str(path), "exec"), scope)
-    if missing := [name for name in DECLARATIONS if name not in scope]:
-        raise StudyError(f"{path.name} does not declare {', '.join(missing)}")
-    _check_imports(tree)
-    names = {name: scope[name] for name in wanted if name in scope}
-    return {**names, "views": _view_names(tree), "doc": ast.get_docstring(tree) or ""}
 
 
 def beside(module: str, drawing: str) -> Callable[..., Any]:
@@ -219,50 +182,6 @@ def beside(module: str, drawing: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"{family}._{stem}_figures"), drawing)(*seen)
 
     return draw
-
-
-def parse(text: str, name: str = "<unknown>") -> ast.Module:
-    """`ast.parse` for use from several threads: CPython 3.11's parser counts its depth in state that they share."""
-    with _PARSER:
-        return ast.parse(text, filename=name)
-
-
-def _name(node: ast.stmt) -> str:
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        return node.targets[0].id
-    return node.name if isinstance(node, ast.ClassDef) else ""
-
-
-def _view_names(tree: ast.Module) -> tuple[str, ...]:
-    views = [n.value for n in tree.body if _name(n) == "VIEWS" and isinstance(n, ast.Assign) and isinstance(n.value, ast.Dict)]
-    return tuple(k.value for v in views for k in v.keys if isinstance(k, ast.Constant))
-
-
-def _check_imports(tree: ast.Module) -> None:
-    """What would make the import fail and can be seen without importing: an unconditional raise, an absent package."""
-    for node in tree.body:
-        if isinstance(node, ast.Raise):
-            raise StudyError(f"the module raises on import: {ast.unparse(node)}")
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-        for name in names:
-            if importlib.util.find_spec(name.partition(".")[0]) is None:
-                raise StudyError(f"it imports {name}, which is not installed")
-
-
-def _validate(declared: dict[str, Any]) -> None:
-    names = {one.name for one in params.knobs(declared["Params"])}
-    if declared["PAPER"].theme not in THEMES:
-        raise StudyError(f"theme {declared['PAPER'].theme!r} is not one of {', '.join(THEMES)}")
-    ids = [c.id for c in declared["CLAIMS"]]
-    if len(set(ids)) != len(ids):
-        raise StudyError("two claims have the same id")
-    control = getattr(declared["Params"], "CONTROL", Control())
-    if stray := (set(control.set) - names) | (set(control.vanishes) - set(ids)):
-        raise StudyError(f"CONTROL names what is not declared: {', '.join(sorted(stray))}")
-    for profile in params.PROFILES:
-        params.make(declared["Params"], profile=profile)
-    params.make(declared["Params"], control.set)
 
 
 def load(study: Study) -> ModuleType:
@@ -282,3 +201,9 @@ def load(study: Study) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+__all__ = [
+    "FAMILIES", "NAMES", "PACKAGE", "THEMES", "Control", "Paper", "Study", "StudyError", "Trial", "beside", "catalogue", "find",
+    "folders", "load", "parse", "root",
+]  # fmt: skip

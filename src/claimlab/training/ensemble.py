@@ -132,12 +132,12 @@ class Ensemble:
         return {"members": tensors, "optimizers": optimizers}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a copy made by `state`, in place, so that members stay views."""
+        """Restore a copy made by `state`, in place, so that members stay views; without optimisers the networks alone."""
         with torch.no_grad():
             for member, tensors in zip(self.members, state["members"], strict=True):
                 for name, tensor in member.state_dict(keep_vars=True).items():
                     tensor.copy_(tensors[name])
-        for player, pairs in self.optimizers.items():
+        for player, pairs in self.optimizers.items() if state["optimizers"] else ():
             for (optimizer, _), saved in zip(pairs, state["optimizers"][player], strict=True):
                 optimizer.load_state_dict(copy.deepcopy(saved))
 

@@ -158,7 +158,7 @@ class Run:
         """
         for name, value in changes.items():
             self.check(name, value, member)
-        answer = {name: (self._current(name), value) for name, value in changes.items()}
+        answer = {name: (self.current(name), value) for name, value in changes.items()}
         knobs = {n: v for n, v in changes.items() if n not in SETTABLE}
         for override in self.overrides if member is None else [self.overrides[member]]:
             override |= {n: v for n, v in changes.items() if n in SETTABLE}
@@ -181,8 +181,9 @@ class Run:
         if member is not None and (self.task.joint_optimizer or name not in SETTABLE):
             raise ValueError(f"{name} can not be set for one member: the members of this run share it")
 
-    def _current(self, name: str) -> Any:
-        default = getattr(self.task, name, None) if name in SETTABLE else getattr(self.task.p, name)
+    def current(self, name: str) -> Any:
+        """The value of a setting now (of the first member, where members differ); None for one that this training has not."""
+        default = getattr(self.task, name, None) if name in SETTABLE else getattr(self.task.p, name, None)
         return self.overrides[0].get(name, default)
 
     def rollback(self, step: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ def layers(run: Run) -> list[str]:
     """Names by which layers are addressed: modules that own parameters, and parameters of the net itself."""
     names = [name for name, _ in run.members[0].named_parameters()]
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+
+
+def describe(run: Run, settings: Iterable[str]) -> dict[str, Any]:
+    """What can be turned in a training: its layers with their numbers of parameters, those frozen, and the `settings` it has."""
+    sizes = {name: parameter.numel() for name, parameter in run.members[0].named_parameters()}
+    found = {layer: parameters(run, layer) for layer in layers(run)}
+    values = {name: run.current(name) for name in settings}
+    return {
+        "layers": {layer: sum(sizes[name] for name in names) for layer, names in found.items()},
+        "frozen": [layer for layer, names in found.items() if run.frozen >= set(names)],
+        "settings": {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)},
+    }
 
 
 def parameters(run: Run, layer: str) -> list[str]:

@@ -1,0 +1,138 @@
+"""What one watches while a network learns: a study's VIEWS, drawn between two steps and only while somebody looks.
+
+Afterwards, and for earlier moments, the networks come from checkpoints (`Looking`); the same networks answer an input of the
+reader's own (a study's TRY). Nothing here changes training: a view gets a copy of the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from claimlab.checkpoints import Shelf
+from claimlab.experiment import Experiment
+from claimlab.ledger import Ledger
+from claimlab.params import KnobError
+from claimlab.study import find
+
+EVERY = 1.0  # seconds between two pictures of the same thing, at least
+SHARE = 0.05  # of a run's time that may go into pictures
+LOOK = 0.2  # seconds between two looks at who watches
+
+
+def draw(lab: Experiment, view: str, arm: str, seed: int) -> Any:
+    """The figure of one view for the network of one seed of an arm; KnobError where there is none, with the reason."""
+    known = getattr(lab.study.module, "VIEWS", {})
+    if view not in known:
+        raise KnobError(f"{lab.study.slug} has no view {view!r}; its views: {', '.join(known) or 'none'}")
+    net = copy.deepcopy(member(lab, arm, seed))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        return known[view](net, lab.params)
+
+
+def member(lab: Experiment, arm: str, seed: int) -> Any:
+    """The network of one seed of an arm as it is now; KnobError where there is none."""
+    if arm not in lab.specs:
+        raise KnobError(f"there is no arm {arm!r}; arms: {', '.join(lab.specs)}")
+    if seed not in lab.seeds:
+        raise KnobError(f"there is no seed {seed} in this run")
+    if arm not in lab.arms:
+        raise KnobError(f"the arm {arm} has not begun")
+    members = getattr(lab.arms[arm], "members", None)
+    if not members:
+        raise KnobError(f"the arm {arm} has no network to look at")
+    return members[lab.seeds.index(seed)]
+
+
+def networks(lab: Experiment) -> list[str]:
+    """The arms that have a network to look at."""
+    return [name for name, arm in lab.arms.items() if getattr(arm, "members", None)]
+
+
+class Gallery:
+    """The pictures of a run that somebody watches; call `between` after every step."""
+
+    def __init__(self, lab: Experiment, ledger: Ledger, run: str):
+        self.lab, self.ledger, self.run = lab, ledger, run
+        self.next = 0.0
+
+    def between(self) -> None:
+        """Draw what is watched, unless it is too soon: at most once in EVERY seconds and for SHARE of the time."""
+        began = time.monotonic()
+        if began < self.next:
+            return
+        wanted = [one for one in self.ledger.watched(self.run) if one["step"] is None or one["step"] != self._step(one["arm"])]
+        for one in wanted:
+            self._renew(one)
+        spent = time.monotonic() - began
+        self.next = began + (max(EVERY, spent / SHARE) if wanted else LOOK)
+
+    def _step(self, arm: str) -> int:
+        return int(getattr(self.lab.arms.get(arm), "step", 0))
+
+    def _renew(self, wanted: dict[str, Any]) -> None:
+        try:
+            figure, reason = draw(self.lab, wanted["view"], wanted["arm"], wanted["seed"]).to_json(), ""
+        except Exception as error:  # a picture that cannot be drawn must not end the run
+            figure, reason = None, str(error) if isinstance(error, KnobError) else f"{type(error).__name__}: {error}"
+        self.ledger.show(wanted["id"], self._step(wanted["arm"]), figure, reason)
+
+
+class Looking:
+    """The networks of a run at its checkpoints, by default the last one; they answer an input of one's own (`ask`)."""
+
+    def __init__(self, ledger: Ledger, run: str):
+        row = ledger.run(run)
+        study = find(row["study"])
+        self.shelf, self.at = Shelf(ledger, run), ""
+        self.lab = Experiment(study, study.module.Params(**row["params"]), row["seeds"])
+
+    def go(self, checkpoint: str = "") -> None:
+        """Set the networks to a checkpoint, without a name the last one; KnobError where there is none."""
+        known = [one["name"] for one in self.shelf.all()]
+        if not known or checkpoint and checkpoint not in known:
+            raise KnobError(f"there is no checkpoint {checkpoint!r}" if known else "this run has left no checkpoint to look at")
+        name = checkpoint or known[-1]
+        if name != self.at:
+            self.lab.load(self.shelf.read(name), again=False)
+            self.at = name
+
+    def ask(self, trial: str, value: Any) -> dict[str, dict[str, list[float]]]:
+        """What every trained network answers to an input: {arm: {answer: [its share a seed]}}."""
+        known = getattr(self.lab.study.module, "TRY", {})
+        if trial not in known:
+            raise KnobError(f"{self.lab.study.slug} has nothing to try called {trial!r}; there is: {', '.join(known) or 'nothing'}")
+        one, found = known[trial], {}
+        for arm in one.arms or networks(self.lab):
+            nets = [copy.deepcopy(member(self.lab, arm, seed)) for seed in self.lab.seeds]
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                answers = [one.answer(net, self.lab.params, value) for net in nets]
+            keys = dict.fromkeys(key for answer in answers for key in answer)
+            found[arm] = {key: [float(answer.get(key, 0.0)) for answer in answers] for key in keys}
+        return found
+
+
+def serve(looking: Looking, lines: Iterable[str]) -> Iterator[str]:
+    """Answer requests, a line of JSON each, with a line of JSON each.
+
+    {"view", "arm", "seed", "checkpoint"} gives {"figure", "checkpoint"}; {"trial", "value", "checkpoint"} gives {"answers"};
+    anything that cannot be done gives {"reason"}.
+    """
+    for line in filter(str.strip, lines):
+        try:
+            request = json.loads(line)
+            looking.go(request.get("checkpoint") or "")
+            if "trial" in request:
+                answer = {"answers": looking.ask(request["trial"], request.get("value"))}
+            else:
+                figure = draw(looking.lab, request["view"], request["arm"], int(request["seed"]))
+                answer = {"figure": json.loads(figure.to_json())}
+            answer |= {"checkpoint": looking.at, "arms": networks(looking.lab)}
+        except (KnobError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            answer = {"reason": str(error) if isinstance(error, KnobError | ValueError) else f"{type(error).__name__}: {error}"}
+        yield json.dumps(answer)
