@@ -66,7 +66,7 @@ class Gallery:
         began = time.monotonic()
         if began < self.next:
             return
-        wanted = [one for one in self.ledger.watched(self.run) if one["step"] is None or one["step"] != self._step(one["arm"])]
+        wanted = [one for one in self.ledger.watched(self.run) if one["reason"] or one["step"] != self._step(one["arm"])]
         for one in wanted:
             self._renew(one)
         spent = time.monotonic() - began

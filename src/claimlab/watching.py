@@ -31,9 +31,9 @@ class Watching(Database):
         return known[0] if known and known[0]["drawn"] is not None else None
 
     def watched(self, run: str) -> list[dict[str, Any]]:
-        """The pictures that somebody watches now: id, view, arm, seed and the step at which each was drawn last."""
+        """The pictures that somebody watches now: id, view, arm, seed, and the step and reason of the last drawing."""
         table = schema.view
-        names = (table.c.id, table.c.view, table.c.arm, table.c.seed, table.c.step)
+        names = (table.c.id, table.c.view, table.c.arm, table.c.seed, table.c.step, table.c.reason)
         return self._rows(select(*names).where((table.c.run == run) & (table.c.until > time.time())).order_by(table.c.id))
 
     def show(self, picture: int, step: int, figure: str | None, reason: str = "") -> None:
