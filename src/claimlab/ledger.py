@@ -142,9 +142,8 @@ class Ledger(Watching, Reading):
         query = (
             select(table.c.id, *(table.c[c] for c in COLUMNS))
             .where((table.c.run == run) & (table.c.id > cursor))
-            .order_by(table.c.id)
-            .limit(limit)
-        )
+            .order_by(table.c.id).limit(limit)
+        )  # fmt: skip
         rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
         return rows, rows[-1][0] if rows else cursor
 
