@@ -29,7 +29,7 @@ HEIGHT, TALLEST = 900, 2600
 def server(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
     """The dashboard on a free port of the loopback address, with its process; ended on leaving."""
     port = port or free_port()
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "app.py"), "--server.port", str(port),
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard" / "server.py"), "--server.port", str(port),
                "--server.fileWatcherType", "none"]  # fmt: skip
     environment = os.environ | {"CLAIMLAB_HOME": os.environ.get("CLAIMLAB_HOME") or str(Path("runs").absolute())}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -12,8 +12,10 @@ import importlib.util
 import ipaddress
 import os
 import secrets
+import socket
 import tempfile
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,30 @@ def local(host: str | None) -> bool:
         return host == "localhost" or ipaddress.ip_address((host or "").strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def names_of(host: str) -> list[str]:
+    """The names and addresses under which a server that listens at `host` is addressed."""
+    if local(host):
+        return list(LOCAL)
+    try:
+        every = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        every = False
+    here = socket.gethostname()
+    found = {host} if not every else {here, socket.getfqdn()} | _addresses(here)
+    return [*LOCAL, *sorted(one.lower() for one in found - set(LOCAL))]
+
+
+def _addresses(name: str) -> set[str]:
+    """The addresses of this machine: those of its name, and the one from which it would send to the outside."""
+    found = set()
+    with suppress(OSError):
+        found |= {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.connect(("192.0.2.1", 9))  # a documentation address: choosing a route sends nothing
+        found.add(one.getsockname()[0])
+    return found
 
 
 # ---- the token of the API
@@ -166,7 +192,7 @@ def guest(address: str, users: tuple[str, ...]) -> bool:
 
 
 def require(host: str, root: Path) -> None:
-    """KnobError unless an address is this machine's own, or a password or OIDC guards the pages."""
+    """KnobError unless an address or name is this machine's own, or a password or OIDC guards the pages."""
     if not local(host) and not oidc(root) and not stored_hash():
         raise KnobError(
             f"host = {host} lets others reach the dashboard, and nothing asks who they are: set a password with "

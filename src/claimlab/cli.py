@@ -64,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     tour_parser.add_argument("--profile", choices=PROFILES, default="default")
     dashboard_parser = add("dashboard", dashboard, "start the dashboard on this machine")
     dashboard_parser.add_argument("--port", type=int, default=8501)
+    dashboard_parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen at; one that others reach "
+                                  "needs a password, or OIDC in .streamlit/secrets.toml")  # fmt: skip
+    dashboard_parser.add_argument("--name", action="append", default=[], help="another host name it is reached under, as behind a proxy")
+    dashboard_parser.add_argument("--set-password", action="store_true", help="ask for the password, store its hash, and end")
     sync_parser = add("sync", sync, "write the generated cells of notebooks and the README's table")
     sync_parser.add_argument("studies", nargs="*", help="the notebooks of these studies alone")
     check_parser = add("check", check, "run the contract of one study, or of all, and say what is missing", reads=True)
@@ -210,9 +214,25 @@ def tour(options) -> int:
 def dashboard(options) -> int:
     from claimlab import console
 
-    process, address = console.start_dashboard(options.port)
+    if options.set_password:
+        return set_password()
+    process, address = console.start_dashboard(options.port, options.host, options.name)
     print(f"Dashboard: {address} (Ctrl-C ends it)", flush=True)
+    print(f"API: {address}/api, with the token in {console.access.token_file()}", flush=True)
     return console.wait(process)
+
+
+def set_password() -> int:
+    from getpass import getpass
+
+    from claimlab import access
+
+    password = getpass("Password for the dashboard: ")
+    access.hashed(password)  # refuses a short one before it is asked for again
+    if not access.same(getpass("Once more: "), password):
+        raise KnobError("the two passwords differ; nothing has been changed")
+    print(f"The hash of the password is in {access.set_password(password)}")
+    return 0
 
 
 # ---- writing

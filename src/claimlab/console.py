@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from claimlab import access, runner
 from claimlab import report as reports
-from claimlab import runner
 from claimlab import study as studies
 from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError
@@ -115,44 +118,60 @@ def cores() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def start_dashboard(port: int) -> tuple[subprocess.Popen, str]:
-    """Start Streamlit on the loopback address; on the next free port where `port` is taken, and say so."""
-    free = free_port(port)
-    if free != port:
-        ERRORS.print(f"Port {port} is in use; the dashboard takes {free}.", highlight=False)
-    app = studies.root() / "dashboard" / "app.py"
+def start_dashboard(port: int, host: str = "127.0.0.1", names: Sequence[str] = ()) -> tuple[subprocess.Popen, str]:
+    """Start the pages and the API at an address; on the next free port where `port` is taken, and say so.
+
+    `names` are further ones under which it is reached, as behind a proxy. KnobError where others could reach it unasked.
+    """
+    app = studies.root() / "dashboard" / "server.py"
     if not app.exists():
         raise KnobError(f"there is no dashboard at {app}; run this command in a checkout of the project")
-    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(free), "--server.address", "127.0.0.1",
+    for one in (host, *names):
+        access.require(one, studies.root())
+    free = free_port(port, host)
+    if free != port:
+        ERRORS.print(f"Port {port} is in use; the dashboard takes {free}.", highlight=False)
+    known = [*access.names_of(host), *names]
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(free), "--server.address", host,
                "--server.headless", "true", "--browser.gatherUsageStats", "false"]  # fmt: skip
+    command += [word for name in known for word in ("--server.allowedHosts", name)]
     environment = os.environ | {"CLAIMLAB_HOME": str(home().absolute())}
     home().mkdir(parents=True, exist_ok=True)
     with _log().open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=studies.root(), stdout=log, stderr=log, env=environment)
-    return process, f"http://127.0.0.1:{free}"
+    shown = next(iter([*names, *known[len(access.LOCAL) :]]), host)
+    return process, f"http://{f'[{shown}]' if ':' in shown else shown}:{free}"
 
 
 def _log() -> Path:
     return home() / "dashboard.log"
 
 
-def free_port(port: int) -> int:
-    """The first free port of the loopback address from `port` on; KnobError if the next hundred are taken."""
+def free_port(port: int, host: str = "127.0.0.1") -> int:
+    """The first free port of an address from `port` on; KnobError if the next hundred are taken."""
     if not 1 <= port <= 65535:
         raise KnobError(f"port = {port} is not allowed: it must be in [1, 65535]")
+    try:
+        family = socket.getaddrinfo(host or "?", None, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, UnicodeError):
+        raise KnobError(f"host = {host} is not allowed: it is no address") from None
     for candidate in range(port, min(port + 100, 65536)):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        with socket.socket(family, socket.SOCK_STREAM) as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                one.bind(("127.0.0.1", candidate))
-            except OSError:
+                one.bind((host, candidate))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise KnobError(f"host = {host} is not allowed: it is no address of this machine") from None
                 continue
             return candidate
     raise KnobError(f"ports {port} to {port + 99} are all in use; name another one with --port")
 
 
 def wait(process: subprocess.Popen) -> int:
-    """Wait for the dashboard; Ctrl-C ends it with 0. One that ends by itself has failed, and its last words are shown."""
+    """Wait for the dashboard; Ctrl-C, or SIGTERM, ends it with 0. One that ends by itself has failed: its last words are shown."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive this process
     try:
         code = process.wait()
     except KeyboardInterrupt:
