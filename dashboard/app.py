@@ -2,14 +2,17 @@
 kind of multipage app on a fresh server); what two pages show stands in panels/."""
 
 import streamlit as st
+from panels import gate
 
 st.set_page_config(page_title="claimlab", page_icon=":material/science:", layout="wide")
-st.navigation(
+page = st.navigation(
     [
         st.Page("app_pages/catalogue.py", title="Catalogue", icon=":material/search:", default=True,
                 help="All studies by the question they ask: search, filter, and see which claims hold."),
         st.Page("app_pages/study.py", title="Study", icon=":material/experiment:", url_path="study",
                 help="One study: turn its knobs, run it, watch the curves and read the verdicts."),
     ],
-    position="top",
-).run()  # fmt: skip
+    position="top" if gate.passed() else "hidden",
+)  # fmt: skip
+gate.enter()
+page.run()
