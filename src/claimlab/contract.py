@@ -133,6 +133,7 @@ def behaviour(study: Study) -> list[str]:
     """Silent import; the arms run at SMOKE with finite losses; metrics cover the claims; figures hold data; exact training."""
     import torch
 
+    from claimlab import views
     from claimlab.experiment import Experiment
 
     found = [f"{study.path.stem} does not define {name}" for name in NAMES if not hasattr(study.module, name)]
@@ -167,7 +168,7 @@ def behaviour(study: Study) -> list[str]:
     found += [f"the figure {name} is empty" for name, figure in drawn.items() if not figure.data]
     if not drawn:
         found.append("figures(lab) draws nothing")
-    return found + training(study, params)
+    return found + views.trouble(lab) + training(study, params)
 
 
 IMPORT = """import random, sys, time

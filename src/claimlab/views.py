@@ -32,7 +32,7 @@ def draw(lab: Experiment, view: str, arm: str, seed: int) -> Any:
         raise KnobError(f"{lab.study.slug} has no view {view!r}; its views: {', '.join(known) or 'none'}")
     net = copy.deepcopy(member(lab, arm, seed))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        return known[view](net, lab.params)
+        return known[view](net.eval(), lab.params)
 
 
 def member(lab: Experiment, arm: str, seed: int) -> Any:
@@ -43,15 +43,15 @@ def member(lab: Experiment, arm: str, seed: int) -> Any:
         raise KnobError(f"there is no seed {seed} in this run")
     if arm not in lab.arms:
         raise KnobError(f"the arm {arm} has not begun")
-    members = getattr(lab.arms[arm], "members", None)
-    if not members:
+    if arm not in networks(lab):
         raise KnobError(f"the arm {arm} has no network to look at")
-    return members[lab.seeds.index(seed)]
+    return lab.arms[arm].members[lab.seeds.index(seed)]
 
 
 def networks(lab: Experiment) -> list[str]:
     """The arms that have a network to look at."""
-    return [name for name, arm in lab.arms.items() if getattr(arm, "members", None)]
+    members = {name: getattr(arm, "members", None) for name, arm in lab.arms.items()}
+    return [n for n, found in members.items() if isinstance(found, list) and found and isinstance(found[0], torch.nn.Module)]
 
 
 class Gallery:
@@ -84,7 +84,7 @@ class Gallery:
 
 
 class Looking:
-    """The networks of a run at its checkpoints, by default the last one; they answer an input of one's own (`ask`)."""
+    """The networks of a run at its checkpoints, by default the last one."""
 
     def __init__(self, ledger: Ledger, run: str):
         row = ledger.run(run)
@@ -102,19 +102,20 @@ class Looking:
             self.lab.load(self.shelf.read(name), again=False)
             self.at = name
 
-    def ask(self, trial: str, value: Any) -> dict[str, dict[str, list[float]]]:
-        """What every trained network answers to an input: {arm: {answer: [its share a seed]}}."""
-        known = getattr(self.lab.study.module, "TRY", {})
-        if trial not in known:
-            raise KnobError(f"{self.lab.study.slug} has nothing to try called {trial!r}; there is: {', '.join(known) or 'nothing'}")
-        one, found = known[trial], {}
-        for arm in one.arms or networks(self.lab):
-            nets = [copy.deepcopy(member(self.lab, arm, seed)) for seed in self.lab.seeds]
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                answers = [one.answer(net, self.lab.params, value) for net in nets]
-            keys = dict.fromkeys(key for answer in answers for key in answer)
-            found[arm] = {key: [float(answer.get(key, 0.0)) for answer in answers] for key in keys}
-        return found
+
+def answer(lab: Experiment, trial: str, value: Any) -> dict[str, dict[str, list[float]]]:
+    """What every network answers to an input of one's own: {arm: {answer: [its share a seed]}}; KnobError for an unknown trial."""
+    known = getattr(lab.study.module, "TRY", {})
+    if trial not in known:
+        raise KnobError(f"{lab.study.slug} has nothing to try called {trial!r}; there is: {', '.join(known) or 'nothing'}")
+    one, found = known[trial], {}
+    for arm in [name for name in one.arms if name in lab.specs] or networks(lab):
+        nets = [copy.deepcopy(member(lab, arm, seed)) for seed in lab.seeds]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            answers = [one.answer(net.eval(), lab.params, value) for net in nets]
+        keys = dict.fromkeys(key for answer in answers for key in answer)
+        found[arm] = {key: [float(answer.get(key, 0.0)) for answer in answers] for key in keys}
+    return found
 
 
 def serve(looking: Looking, lines: Iterable[str]) -> Iterator[str]:
@@ -128,11 +129,32 @@ def serve(looking: Looking, lines: Iterable[str]) -> Iterator[str]:
             request = json.loads(line)
             looking.go(request.get("checkpoint") or "")
             if "trial" in request:
-                answer = {"answers": looking.ask(request["trial"], request.get("value"))}
+                reply = {"answers": answer(looking.lab, request["trial"], request.get("value"))}
             else:
                 figure = draw(looking.lab, request["view"], request["arm"], int(request["seed"]))
-                answer = {"figure": json.loads(figure.to_json())}
-            answer |= {"checkpoint": looking.at, "arms": networks(looking.lab)}
+                reply = {"figure": json.loads(figure.to_json())}
+            reply |= {"checkpoint": looking.at, "arms": networks(looking.lab)}
         except (KnobError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            answer = {"reason": str(error) if isinstance(error, KnobError | ValueError) else f"{type(error).__name__}: {error}"}
-        yield json.dumps(answer)
+            reply = {"reason": str(error) if isinstance(error, KnobError | ValueError) else f"{type(error).__name__}: {error}"}
+        yield json.dumps(reply)
+
+
+def trouble(lab: Experiment) -> list[str]:
+    """What is wrong with the views and trials of a finished experiment: each must work for every arm that has a network."""
+    found, arms = [], networks(lab)
+    for view in getattr(lab.study.module, "VIEWS", {}):
+        drawn = {}
+        for arm in arms:
+            try:
+                drawn[arm] = draw(lab, view, arm, lab.seeds[0])
+            except Exception as error:
+                found.append(f"the view {view!r} of {arm} fails: {type(error).__name__}: {error}")
+        found += [f"the view {view!r} of {arm} is empty" for arm, one in drawn.items() if not one.data and not one.layout.title.text]
+        if not any(one.data for one in drawn.values()):
+            found.append(f"the view {view!r} shows no arm")
+    for name, trial in getattr(lab.study.module, "TRY", {}).items():
+        if trial.kind == "image":
+            answers = answer(lab, name, [[0.0] * trial.shape[1] for _ in range(trial.shape[0])])
+            sums = [sum(shares) for one in answers.values() for shares in zip(*one.values(), strict=True)]
+            found += [f"the shares that {name!r} answers do not add up to 1"] if any(abs(s - 1) > 1e-4 for s in sums) else []
+    return found
