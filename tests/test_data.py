@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 
 from claimlab import data
+from claimlab.data.drawing import drawn
 
 
 def test_digits_are_the_librarys_scaled_to_one():
@@ -35,3 +38,28 @@ def test_mnist_is_mlxtends_scaled_to_one():
     images, labels = data.mnist()
     raw, digits = mnist_data()
     assert np.allclose(images.reshape(5000, 784), raw / 255, atol=1e-7) and (labels == digits).all()
+
+
+@pytest.mark.parametrize(("size", "known"), [(28, data.mnist), (8, data.digits)])
+def test_a_drawing_is_told_by_what_was_learned_from_the_data_set(size, known):
+    x, y = known()
+    held = np.arange(len(x)) % 10 == 0
+    guess = KNeighborsClassifier(3).fit(x[~held].reshape((~held).sum(), -1), y[~held])
+    large = [np.pad(np.kron(image, np.ones((3, 3))), ((9, 2), (0, 14))) for image in x[held]]  # off the middle, another size
+    pages = np.stack([drawn(image, size).numpy() for image in large])
+    assert (guess.predict(pages.reshape(len(pages), -1)) == y[held]).mean() > 0.9
+
+
+def test_where_and_how_large_one_draws_makes_no_difference():
+    image = data.mnist()[0][1234]
+    here, there = drawn(np.pad(image, ((0, 20), (0, 20))), 28), drawn(np.pad(image, ((13, 7), (20, 0))), 28)
+    assert torch.equal(here, there)
+    larger = drawn(np.kron(image, np.ones((4, 4))), 28)
+    assert np.corrcoef(larger.flatten(), here.flatten())[0, 1] > 0.98
+    assert float(drawn(np.zeros((5, 9)), 8).abs().sum()) == 0
+
+
+@pytest.mark.parametrize("rows", ["<script>", [[0.0, 1.0], [0.5]], [[0.0, 2.0]], [[float("nan")]], [], np.zeros((600, 2)), {"x": 1}])
+def test_what_is_no_drawing_is_refused(rows):
+    with pytest.raises(ValueError, match="rows of numbers in"):
+        drawn(rows, 8)

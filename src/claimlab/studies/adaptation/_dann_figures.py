@@ -10,6 +10,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
+from claimlab.data.drawing import drawn
 from claimlab.figures import BLUE, GREY, INK, OTHERS, arm_colours, band, faded, style
 from claimlab.studies.adaptation import dann as study
 from claimlab.studies.adaptation._dann_data import domains
@@ -267,3 +268,13 @@ def confusion(net, params) -> go.Figure:
         figure.add_heatmap(z=counts, colorscale="Cividis", showscale=False, texttemplate="%{z}", row=1, col=column)
     figure.update_xaxes(title_text="answer", dtick=1).update_yaxes(title_text="true class", dtick=1, autorange="reversed")
     return style(figure, f"Right answers: {right[0]:.0%} on the source, {right[1]:.0%} on the target", height=460)
+
+
+def answer(net, params, value) -> dict[str, float]:
+    """The share of each class that the label head gives to a drawing; ValueError where the shift has no images."""
+    example = _task(params).source[0][0]
+    if example.dim() != 3 or example.shape[1] != example.shape[2]:
+        raise ValueError(f"with shift = {params.shift} the networks take no image")
+    image = drawn(value, example.shape[1]).expand(1, *example.shape)
+    shares = net["label"](net["features"](image)).softmax(1)[0]
+    return {str(k): float(share) for k, share in enumerate(shares)}

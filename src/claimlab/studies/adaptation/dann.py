@@ -15,7 +15,7 @@ from claimlab.models import mlp
 from claimlab.params import knob
 from claimlab.studies.adaptation._dann_data import Domains, domains
 from claimlab.studies.adaptation._dann_series import Settings
-from claimlab.study import Control, Paper, beside
+from claimlab.study import Control, Paper, Trial, beside
 from claimlab.training import Run, Task
 
 PAPER = Paper(
@@ -335,3 +335,8 @@ VIEWS = {
     "decision regions on the moons": beside(__name__, "regions"),
     "confusion matrices": beside(__name__, "confusion"),
 }
+TRY = {
+    "draw a digit": Trial("image", answer=beside(__name__, "answer"), shape=(28, 28),
+                          help="Your hand is a third domain: which training copes with it?",
+                          arms=("source_only", "dann", "coral", "target_oracle", "no_schedule", "no_reversal")),
+}  # fmt: skip

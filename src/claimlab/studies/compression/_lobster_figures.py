@@ -8,6 +8,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
+from claimlab.data.drawing import drawn
 from claimlab.figures import BLUE, GREY, INK, OTHERS, colours, faded, images, style
 from claimlab.studies.compression import lobster as study
 from claimlab.studies.compression._lobster_method import insensitivity
@@ -239,3 +240,10 @@ def survivors(net, params, limit: int = 6000) -> go.Figure:
         figure.update_xaxes(title_text="output unit", range=[-1, w.shape[1]], row=1, col=i + 1)
         figure.update_yaxes(title_text="input" if i == 0 else None, range=[w.shape[0], -1], row=1, col=i + 1)
     return style(figure, f"{net.left:,} of {net.size:,} weights are left after {now} prunings", height=480)
+
+
+def answer(net, params, value) -> dict[str, float]:
+    """The share of each class that a network gives to a drawing."""
+    side = round(study.Dense(params).bind(0).x.shape[1] ** 0.5)
+    shares = net(drawn(value, side).flatten()[None]).softmax(1)[0]
+    return {str(k): float(share) for k, share in enumerate(shares)}

@@ -16,7 +16,7 @@ from claimlab.params import knob
 from claimlab.studies.compression import _lobster_method as rule
 from claimlab.studies.compression._lobster_data import split
 from claimlab.studies.compression._lobster_method import LeNet
-from claimlab.study import Control, Paper, beside
+from claimlab.study import Control, Paper, Trial, beside
 from claimlab.training import Supervised
 
 PAPER = Paper(
@@ -285,3 +285,8 @@ VIEWS = {
     "gradients and gate": beside(__name__, "gradient_view"),
     "surviving weights": beside(__name__, "survivors"),
 }
+TRY = {
+    "draw a digit": Trial("image", answer=beside(__name__, "answer"), shape=(28, 28),
+                          help="Do networks that lost most of their weights still read your hand?",
+                          arms=("dense", "magnitude", "l2_threshold", "lobster", "lobster_scaled", "inverse_gate")),
+}  # fmt: skip

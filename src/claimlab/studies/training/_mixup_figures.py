@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from claimlab.claims import interval
+from claimlab.data.drawing import drawn
 from claimlab.figures import BLUE, GREY, colours, faded, style
 from claimlab.studies.training import mixup as study
 
@@ -272,3 +273,11 @@ def generated(net, params) -> go.Figure:
     _cloud(figure, net, study.Gan(params).bind(0), "gan_mixup", dict(row=1, col=1))
     figure.update_xaxes(range=[-3, 3], title_text="x").update_yaxes(range=[-3, 3], title_text="y", scaleanchor="x")
     return style(figure, "Generated points (crosses: the target's modes)").update_layout(showlegend=False)
+
+
+def answer(net, params, value) -> dict[str, float]:
+    """The share of each class that the classifier trained with wrong labels gives to a drawing."""
+    width = _task(params).noisy[0].shape[1]
+    side, _, channels = _shape(width)
+    shares = net["noisy"](drawn(value, side).flatten().repeat(channels)[None]).softmax(1)[0]
+    return {str(k): float(share) for k, share in enumerate(shares)}

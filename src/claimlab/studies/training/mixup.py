@@ -16,7 +16,7 @@ from claimlab import data
 from claimlab.claims import Claim
 from claimlab.data.own import own_images
 from claimlab.params import knob
-from claimlab.study import Control, Paper, beside
+from claimlab.study import Control, Paper, Trial, beside
 from claimlab.training import Supervised, Task
 
 PAPER = Paper(
@@ -385,3 +385,8 @@ VIEWS = {
     "between two images": beside(__name__, "between_two"),
     "generated points": beside(__name__, "generated"),
 }
+TRY = {
+    "draw a digit": Trial("image", answer=beside(__name__, "answer"), shape=(28, 28),
+                          help="Each network was trained with wrong labels; do they agree on your digit?",
+                          arms=("erm", "dropout", "smoothing", "inputs_only", "same_class", "mixup", "mixup_dropout")),
+}  # fmt: skip
