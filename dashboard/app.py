@@ -11,6 +11,8 @@ page = st.navigation(
                 help="All studies by the question they ask: search, filter, and see which claims hold."),
         st.Page("app_pages/study.py", title="Study", icon=":material/experiment:", url_path="study",
                 help="One study: turn its knobs, run it, watch the curves and read the verdicts."),
+        st.Page("app_pages/live.py", title="Live", icon=":material/monitoring:", url_path="live",
+                help="Every run that goes on: watch it, steer it, fork it, and see what each command did."),
     ],
     position="top" if gate.passed() else "hidden",
 )  # fmt: skip

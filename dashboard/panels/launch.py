@@ -12,12 +12,14 @@ from typing import Any
 from panels.knobs import Request
 
 from claimlab import ledger as ledgers
-from claimlab import params, study
-from claimlab.ledger import Ledger
+from claimlab import params, remote, study
+from claimlab.ledger import Ledger, LedgerError
 from claimlab.study import Study
 
 LATE = 45.0
+RESUMABLE = ("failed", "stopped", "timed out", "lost")
 CHILDREN: dict[str, subprocess.Popen] = {}
+REPLAYS: dict[str, subprocess.Popen] = {}
 
 
 def start(one: Study, request: Request, book: Ledger) -> str:
@@ -44,6 +46,39 @@ def command(one: Study, run: str, values: dict[str, Any], request: Request) -> l
     return [sys.executable, "-m", "claimlab.cli", "run", one.slug, "--run-id", run, "--profile", request.profile, *flags, *knobs]
 
 
+def resume(run: str, book: Ledger) -> None:
+    """Go on with a run that has ended early, from its last checkpoint; LedgerError if it goes on already or is finished."""
+    row = book.run(run)
+    if row["status"] not in RESUMABLE:
+        raise LedgerError(f"the run {run} is {row['status']}; only one that has ended early can be resumed")
+    book.set_status(run, "queued", "")  # so that a second press finds it taken
+    CHILDREN[run] = _spawn(run, ["resume", run], "worker.log", book)
+
+
+def replay(run: str, seeds: str, book: Ledger) -> None:
+    """Do again what was done to a run, for these seeds (`5..9`); KnobError for what are no seeds."""
+    remote.seeds_of(seeds)
+    REPLAYS[run] = _spawn(run, ["replay", run, "--seeds", seeds], "replay.log", book)
+
+
+def replaying(run: str) -> str:
+    """How the last replay of a run stands that this server started: `under way`, the last line of one that failed, or nothing."""
+    child = REPLAYS.get(run)
+    if child is None or child.poll() == 0:
+        return ""
+    return "under way" if child.poll() is None else last_line(run, "replay.log")
+
+
+def _spawn(run: str, words: list[str], log: str, book: Ledger) -> subprocess.Popen:
+    """A command of claimlab in a process of its own, which outlives this one; what it says is added to a log."""
+    folder = ledgers.home() / run
+    folder.mkdir(parents=True, exist_ok=True)
+    surroundings = {k: v for k, v in environment(book).items() if k != "CLAIMLAB_RUN"}
+    with (folder / log).open("ab") as out:
+        return subprocess.Popen([sys.executable, "-m", "claimlab.cli", *words], stdin=subprocess.DEVNULL, stdout=out,
+                                stderr=subprocess.STDOUT, start_new_session=True, env=surroundings)  # fmt: skip
+
+
 def environment(book: Ledger) -> dict[str, str]:
     """How the child finds the same ledger, home of runs and studies."""
     own = os.pathsep.join(str(folder.resolve()) for folder in study.folders()[1:])
@@ -66,8 +101,8 @@ def settle(book: Ledger) -> None:
             book.set_status(row["id"], "failed", f"it did not start within {LATE:g} s: {last_line(row['id'])}")
 
 
-def last_line(run: str) -> str:
+def last_line(run: str, log: str = "worker.log") -> str:
     """The last words of a run's log."""
-    path: Path = ledgers.home() / run / "worker.log"
+    path: Path = ledgers.home() / run / log
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")

@@ -1,10 +1,12 @@
-"""The chosen run while it goes on and after: status, progress, stop, and the curves of all arms and seeds."""
+"""The chosen run while it goes on and after: status, progress, steering, and the curves of all arms and seeds."""
 
 from __future__ import annotations
 
+import html
 import time
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -17,6 +19,8 @@ from claimlab.study import Study
 EVERY = 1.0
 SHOWN = 2
 AT_MOST = 6
+CLOSE = 0.3  # of the axis: what happens nearer than this is named together
+READ = 4  # runs that go on whose points a session keeps
 HEIGHT = 340
 
 
@@ -35,17 +39,19 @@ def _draw(study: Study, run: str, going: bool) -> None:
         row = book.run(run)
         if going and row["status"] in ledger.ENDED:
             st.rerun()
-        _status(row)
+        status(row)
         events = book.events(run)
-        table, mark = _table(row, events)
-        marks = [e for e in events if e["kind"] in (*verbs.CHANGES, "rollback", "fork", "diverged")]
+        table, mark = points(row, events)
         if going:
-            steer.panel(study, row, sorted(table["arm"].unique()))
-    _charts(study, row, table, (mark, len(marks), st.context.theme.type), marks)
+            steer.panel(study, row, sorted(table["arm"].unique()), events)
+    curves(study, row, table, mark, events)
 
 
-def _status(row: dict[str, Any]) -> None:
-    """The status in words, with how far the run is, how long it took, and why it ended if not by itself."""
+def status(row: dict[str, Any], rate: float = 0.0) -> None:
+    """The status in words, with how far the run is, how long it took, and why it ended if not by itself.
+
+    `rate` is in steps a second, where it is known; else the time that is left is taken from the whole run so far.
+    """
     done, total, now = row["done"] or 0, row["total"] or 0, time.time()
     facts = [f"{STATUS[row['status']]} **{row['status']}**", f"{row['profile']} profile", f"n = {len(row['seeds'])} seeds"]
     if row["control"]:
@@ -61,7 +67,11 @@ def _status(row: dict[str, Any]) -> None:
     st.markdown(" · ".join(facts))
     share = min(1.0, done / total) if total else 0.0
     text = f"step {done:,} of {total:,} of all arms" if total else "starting the process; the first points come in a few seconds"
-    if 0.02 < share < 1:
+    if row["status"] == "paused":
+        pass
+    elif rate and share < 1:
+        text += f", about {span((total - done) / rate)} left"
+    elif 0.02 < share < 1:
         text += f", about {span((now - row['started']) * (1 - share) / share)} left"
     elif share == 1:
         text += ", judging and drawing figures"
@@ -73,19 +83,20 @@ def _status(row: dict[str, Any]) -> None:
 # ---- points
 
 
-def _table(row: dict[str, Any], events: list[dict[str, Any]]) -> tuple[pd.DataFrame, Any]:
+def points(row: dict[str, Any], events: list[dict[str, Any]]) -> tuple[pd.DataFrame, Any]:
     """The run's points so far that stand, and a mark that changes only with them. New ones are added to those read before."""
     if row["status"] in ledger.ENDED:
         return closed(row["id"], row["ended"], store.ledger().url), row["ended"]
-    kept = st.session_state.get("points")
-    if kept is None or kept["run"] != row["id"]:
-        kept = {"run": row["id"], "cursor": 0, "table": pd.DataFrame(columns=["id", *ledger.COLUMNS])}
+    read = st.session_state.setdefault("points", {})
+    kept = read.pop(row["id"], None) or {"cursor": 0, "table": pd.DataFrame(columns=["id", *ledger.COLUMNS])}
     rows, cursor = store.ledger().points_since(row["id"], kept["cursor"])
     if rows:
         new = pd.DataFrame(rows, columns=["id", *ledger.COLUMNS]).astype({"value": "float64"})
         table = pd.concat([kept["table"], new], ignore_index=True) if len(kept["table"]) else new
-        kept = {"run": row["id"], "cursor": cursor, "table": table}
-    st.session_state["points"] = kept
+        kept = {"cursor": cursor, "table": table}
+    read[row["id"]] = kept
+    for old in list(read)[:-READ]:
+        del read[old]
     table, undone = kept["table"], [e["payload"] for e in events if e["kind"] == "rollback"]
     for back in undone:
         reached = table["arm"].map(back["to"]).fillna(-1)
@@ -102,30 +113,29 @@ def closed(run: str, ended: float, url: str) -> pd.DataFrame:
 # ---- curves
 
 
-def _charts(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: tuple, events: list[dict]) -> None:
-    names = _ordered(study, charts.curves(table))
+def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict]) -> list[str]:
+    """Draw the curves that the reader has picked, and return the names of all there are, judged ones first."""
+    names = ordered(study, charts.curves(table))
     if not names:
         if row["status"] in ledger.ENDED:
             st.caption("This run recorded no curves.")
         else:
             st.skeleton(height=HEIGHT)
-        return
+        return []
+    happened = [e for e in events if e["kind"] in (*verbs.CHANGES, "rollback", "fork", "diverged")]
+    mark = (mark, len(happened), st.context.theme.type)
     chosen = st.pills("Curves", names, selection_mode="multi", default=names[:SHOWN], key=f"{study.slug}-curves", wrap=True,
                       format_func=humanised, persist_state="session")  # fmt: skip
     columns = st.columns(2) if len(chosen or []) > 1 else [st.container()]
     for place, name in enumerate((chosen or [])[:AT_MOST]):
         with columns[place % len(columns)]:
-            figure, title = _figure(study, row["id"], table, name, mark, events)
-            charts.show(
-                figure,
-                key=f"curve-{name}",
-                title=title,
-                margin=14,
-                alt=f"{humanised(name)} of every arm over the optimiser steps",
-            )
+            figure, title = _figure(study, row["id"], table, name, mark, happened)
+            alt = f"{humanised(name)} of every arm over the optimiser steps: {title}"
+            charts.show(figure, key=f"curve-{name}", title=title, margin=14, alt=alt)
+    return names
 
 
-def _ordered(study: Study, names: list[str]) -> list[str]:
+def ordered(study: Study, names: list[str]) -> list[str]:
     judged = [c.metric for c in study.claims]
     return sorted(names, key=lambda n: (judged.index(n) if n in judged else len(judged), "loss" in n))
 
@@ -139,20 +149,55 @@ def _figure(study: Study, run: str, table: pd.DataFrame, metric: str, mark: tupl
     if drawn.get(metric, (None,))[0] != mark:
         rows, palette = charts.thinned(table, metric), source.palette(study, table)
         figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=palette)
-        _marks(figure, [e for e in events if e["arm"] in set(rows["arm"])], palette)
+        _marks(figure, rows, [e for e in events if e["arm"] in set(rows["arm"])], palette)
+        _told(figure, rows, events, palette)
         drawn[metric] = (mark, charts.legend_below(figure, HEIGHT), sentence(study, table, metric))
     return drawn[metric][1:]
 
 
-def _marks(figure: go.Figure, events: list[dict[str, Any]], palette: dict[str, str]) -> None:
-    """A dotted line in the arm's colour where something happened to it; what met several arms is said once."""
-    told: set[str] = set()
+def _marks(figure: go.Figure, rows: pd.DataFrame, events: list[dict[str, Any]], palette: dict[str, str]) -> None:
+    """A dotted line in the arm's colour where something happened to it; of what stands close together the first is named."""
+    first, last = rows["step"].min(), rows["step"].max()
+    told: dict[str, dict[str, Any]] = {}
     for event in sorted(events, key=lambda e: e["step"]):
         text = mark_text(event)
-        colour = palette.get(event["arm"], figures.INK)
-        label = {} if text in told else {"annotation_text": text, "annotation_font_size": 11, "annotation_position": "top left"}
-        figure.add_vline(x=event["step"], line={"dash": "dot", "width": 1.2, "color": colour}, **label)
-        told.add(text)
+        figure.add_vline(x=event["step"], line={"dash": "dot", "width": 1.2, "color": palette.get(event["arm"], figures.INK)})
+        if text in told:
+            continue
+        near = [t for t in told.values() if "step" in t and event["step"] - t["step"] < CLOSE * (last - first)]
+        told[text] = {} if near else {"step": event["step"], "text": text, "more": 0}
+        if near:
+            near[-1]["more"] += 1
+    for one in (t for t in told.values() if "step" in t):
+        at_left = one["step"] - first < CLOSE * (last - first)
+        figure.add_annotation(
+            x=one["step"], y=1, yref="y domain", yanchor="top", xanchor="left" if at_left else "right", showarrow=False, font_size=11,
+            text=html.escape(one["text"]) + (f" and {one['more']} more" if one["more"] else ""),
+        )  # fmt: skip
+
+
+def _told(figure: go.Figure, rows: pd.DataFrame, events: list[dict[str, Any]], palette: dict[str, str]) -> None:
+    """A diamond on the arm's mean where something happened; pointing at it tells what, old and new value, who and when."""
+    for arm, part in rows.groupby("arm", sort=False):
+        here = [e for e in events if e["arm"] == arm]
+        mean = part.groupby("step")["value"].mean().dropna()
+        if not here or mean.empty:
+            continue
+        heights = np.interp([e["step"] for e in here], mean.index.to_numpy(dtype=float), mean.to_numpy())
+        figure.add_scatter(
+            x=[e["step"] for e in here], y=heights, mode="markers", showlegend=False, name="what happened",
+            marker={"symbol": "diamond", "size": 10, "color": palette.get(arm, figures.INK), "line": {"width": 1, "color": "#ffffff"}},
+            text=[happening(e) for e in here], hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+
+
+def happening(event: dict[str, Any]) -> str:
+    """One event in words: what, to which arm, at which step, by whom and when."""
+    who, seed = event["payload"].get("by") or "", event["seed"]
+    met = f"{event['arm'] or 'all arms'}" + (f", seed {seed}" if seed is not None and event["kind"] != "diverged" else "")
+    at = f"step {event['step']:,}, " if event["step"] is not None else ""
+    told = f"{mark_text(event)} · {met} · {at}{time.strftime('%H:%M:%S', time.localtime(event['time']))}"
+    return html.escape(told + (f" · {who}" if who else ""))
 
 
 def mark_text(event: dict[str, Any]) -> str:
@@ -162,7 +207,7 @@ def mark_text(event: dict[str, Any]) -> str:
         return f"{payload['name']} {setting(payload['old'])} → {setting(payload['new'])}"
     if event["kind"] == "diverged":
         return f"seed {event['seed']} of {event['arm']} diverged"
-    return f"{event['kind']} {payload.get('layer', '')}"
+    return f"{event['kind']} {payload.get('layer', '')}".strip()
 
 
 def sentence(study: Study, table: pd.DataFrame, metric: str) -> str:
@@ -178,7 +223,8 @@ def sentence(study: Study, table: pd.DataFrame, metric: str) -> str:
         step = max(common)
         a, b = (part.loc[part["step"] == step, "value"] for part in (one, other))
         gap = a.mean() - b.mean()
-        where = "level with" if gap == 0 else f"{number(abs(gap))} {'above' if gap > 0 else 'below'}"
+        level = abs(gap) <= 1e-6 * max(abs(a.mean()), abs(b.mean()))
+        where = "level with" if level else f"{number(abs(gap))} {'above' if gap > 0 else 'below'}"
         if gap != gap:
             return f"{humanised(metric)}: {arm} or {baseline} gave no number at step {step:,}"
         return f"{arm} is {where} {baseline} in {humanised(metric)} at step {step:,} (n = {min(len(a), len(b))})"

@@ -48,10 +48,9 @@ class Reading(Database):
     def family(self, run: str) -> list[str]:
         """The ids of a run's tree of forks and replays, from the first ancestor on, each parent before its children."""
         table, found = schema.run, [run]
-        while (parent := self._rows(select(table.c.parent).where(table.c.id == found[0]))) and parent[0]["parent"]:
-            if parent[0]["parent"] in found:
-                break
-            found.insert(0, parent[0]["parent"])
+        while (up := self._rows(select(table.c.parent).where(table.c.id == found[0]))) and up[0]["parent"] not in (None, *found):
+            found.insert(0, up[0]["parent"])
+        found = found[1:] if not up and len(found) > 1 else found  # a parent that is no longer there
         found = grown = found[:1]
         while grown:
             query = select(table.c.id).where(table.c.parent.in_(grown)).order_by(table.c.started, table.c.id)
