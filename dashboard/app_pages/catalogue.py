@@ -1,7 +1,7 @@
 """The front door: every study by the question it asks, with the verdicts of its claims; search and filters live in the URL."""
 
 import streamlit as st
-from panels import cards, search, store
+from panels import atlas, cards, search, store
 
 st.title("Does the paper's claim hold when you turn the knobs yourself?", anchor=False)
 with store.guarded():
@@ -10,8 +10,12 @@ with store.guarded():
     going = store.alive()
 
 filters = search.bar(found)
-st.markdown(cards.summary(found, standings, going))
+with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+    st.markdown(cards.summary(found, standings), width="content")
+    cards.running(going)
 matching = search.matching(found, standings, filters)
 if not matching:
     search.explain(found, standings, filters)
-cards.grid(matching, standings, going)
+if clicked := atlas.show(found, standings, [s.slug for s in matching]):
+    st.switch_page("app_pages/study.py", query_params={"study": clicked})
+cards.grid(matching, standings, going, filters.q)

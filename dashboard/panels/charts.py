@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,13 @@ POINTS = 6000  # of all lines of one chart together
 LEGEND_ROW, CHARACTER, NARROW = 22, 7.0, 300
 
 
-def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "") -> None:
-    """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off."""
+def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "",
+         least: int = 0, on_select: str = "ignore") -> Any:  # fmt: skip
+    """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off.
+
+    `least`: pixels that the figure needs in width; a narrower page scrolls it. With `on_select="rerun"` a click on a point
+    runs the page again and the selection is returned.
+    """
     text = title or " ".join((figure.layout.title.text or "").replace("<br>", " ").split())
     if text:
         st.markdown(f"**{plain(text)}**")
@@ -35,8 +41,10 @@ def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = N
         figure.update_layout(height=height)
     # panels beside each other need their width: a narrow page scrolls them instead of crushing them
     panels = len([name for name in figure.layout if name.startswith("xaxis")])
-    place = st.grid(1, min_column_width=PANELS, wrap=False) if panels > 1 else st.container()
-    place.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None)
+    least = max(least, PANELS if panels > 1 else 0)
+    place = st.grid(1, min_column_width=least, wrap=False) if least else st.container()
+    selects = {"on_select": on_select, "selection_mode": "points"} if on_select != "ignore" else {}
+    return place.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None, **selects)
 
 
 def load(path: str) -> go.Figure | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +21,18 @@ from claimlab.study import Study
 
 # a worker that is starting holds the interpreter while libraries load, so that its sign of life may come late
 SILENCE = 8.0
+TIMED = 5  # runs whose middle duration is told
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a study's claims: verdicts by claim id, the same under the control, and where they come from."""
+    """What is known of a study's claims: verdicts by claim id, the same under the control, and where they come from.
+    `seconds`: how long a run at the default profile took on this machine, the middle of the last ones; None if none was made."""
 
     verdicts: dict[str, dict[str, Any]]
     control: dict[str, str]
     run: dict[str, Any] | None = None
+    seconds: float | None = None
 
     @property
     def reference(self) -> bool:
@@ -106,19 +110,23 @@ def standings(found: list[Study]) -> dict[str, Standing]:
     book, known = ledger(), reference()
     latest: dict[str, dict[str, Any]] = {}
     smoke: dict[str, dict[str, Any]] = {}
+    took: dict[str, list[float]] = {}
     for row in book.runs(status="finished", limit=2000):
         if not row["control"]:
             (smoke if row["profile"] == "smoke" else latest).setdefault(row["study"], row)
+        if row["profile"] == "default" and row["ended"]:
+            took.setdefault(row["study"], []).append(row["ended"] - row["started"])
+    seconds = {slug: statistics.median(times[:TIMED]) for slug, times in took.items()}
     result = {}
     for one in found:
         run = latest.get(one.slug) or (None if one.slug in known else smoke.get(one.slug))
         if run is None:
             rows = known.get(one.slug, {})
             control = {claim: row["control"] for claim, row in rows.items() if row.get("control")}
-            result[one.slug] = Standing(rows, control)
+            result[one.slug] = Standing(rows, control, seconds=seconds.get(one.slug))
         else:
             judged = {v["claim"]: v for v in book.verdicts(run["id"]) if not v["control"]}
-            result[one.slug] = Standing(judged, under_control(one, run)[0], run)
+            result[one.slug] = Standing(judged, under_control(one, run)[0], run, seconds.get(one.slug))
     return result
 
 
@@ -127,7 +135,7 @@ def under_control(study: Study, run: dict[str, Any]) -> tuple[dict[str, str], di
     with the same other knobs."""
     book = ledger()
     recorded = {v["claim"]: v["verdict"] for v in book.verdicts(run["id"]) if v["control"]}
-    if recorded:
+    if recorded or not study.control.set:
         return recorded, None
     want = {**run["params"], **study.control.set}
     for row in book.runs(study=study.slug, status="finished", limit=100):
