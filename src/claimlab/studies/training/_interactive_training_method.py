@@ -43,8 +43,11 @@ class Measured:
 
     def step(self, closure):
         loss = closure()
-        owned = [p for group in self.param_groups for p in group["params"]]
-        self.norm = float(torch.nn.utils.clip_grad_norm_(owned, self.clip or math.inf))
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        total = torch.nn.utils.get_total_norm([p.grad for p in moved])
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(moved, self.clip, total)
+        self.norm = float(total)
         super().step()
         return loss
 
@@ -105,6 +108,12 @@ def script(path: str | Path = data.RECORDED) -> list[dict[str, Any]]:
         except ValueError as refusal:
             raise ValueError(f"{Path(path).name}: entry {k} (step {one['step']}): {refusal}") from None
     return found
+
+
+def recording(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The commands that a session obeyed as [{step, command, args}], the form that `script` reads."""
+    kept = [(note["step"], dict(note["command"])) for note in notes if note["ok"]]
+    return [{"step": step, "command": command.pop("verb"), "args": command} for step, command in kept]
 
 
 # ---- the state of one member
@@ -377,7 +386,8 @@ def _trend(seen: Seen) -> tuple[float, str]:
     recent = [step for step, what in seen.commands if "plateau" in what and seen.step - step < seen.window]
     if abs(slope) < 1e-3 and not (looks[-1:] > 0).any() and not recent:
         return 0.5, f"plateau: log loss changes by {slope:+.1e} a step"
-    if seen.step <= 3 * seen.window and slope < -1e-3 and (looks < 0).all() and noise < 0.1:
+    steady = seen.best_step == seen.step and (looks < 0).all()  # not on the way back from a crash
+    if seen.step <= 3 * seen.window and slope < -1e-3 and steady and noise < 0.1:
         return 1.5, f"steady: log loss changes by {slope:+.1e} a step, noise {noise:.2f}"
     return 1.0, ""
 
