@@ -97,7 +97,8 @@ def load_table(path: str, p: int) -> np.ndarray:
     _check_latin(table, file.name)
     ordered = relabelled(table)
     if ordered is None:
-        warnings.warn(f"{file.name} is not a cyclic group: frequencies mean nothing, and the Fourier figures are left out",
+        alike = "" if np.array_equal(table, table.T) else "; nor is it commutative, and this net answers x, y and y, x alike"
+        warnings.warn(f"{file.name} is not a cyclic group: frequencies mean nothing, and the Fourier figures are left out{alike}",
                       stacklevel=2)  # fmt: skip
         return table
     return ordered

@@ -147,14 +147,15 @@ def races(lab) -> go.Figure:
     agree = np.mean((won == end)[judged])
     style(fig, f"The flow, started from step 0, names the winner of {agree:.0%} of the {judged.sum()} live neurons of seed "
           f"{lab.seeds[0]}; here are two of them", height=480, x="gradient step")  # fmt: skip
-    fig.update_yaxes(type="log", exponentformat="power").update_yaxes(title_text="amplitude alpha_k of the input weights", col=1)
+    fig.update_yaxes(type="log", exponentformat="power", dtick=1).update_yaxes(title_text="amplitude alpha_k of the input weights", col=1)
     return fig.update_annotations(font_size=11)
 
 
 def _one_race(fig, lab, start, predicted, steps, path, column) -> None:
     winner, arrival, favourite = predicted
     lr, (a, b) = lab.arms["lottery"].task.lr, start
-    ahead = method.follow(a, b, lab.params.p, steps * lr)
+    ahead_at = np.linspace(0, steps[-1], 200)
+    ahead = method.follow(a, b, lab.params.p, ahead_at * lr)
     ceiling = 2 * path.max()
     for k in sorted(range(len(a)), key=lambda k: k in (winner, favourite)):
         colour = BLUE if k == winner else ORANGE if k == favourite else faded(GREY, 0.6)
@@ -162,7 +163,7 @@ def _one_race(fig, lab, start, predicted, steps, path, column) -> None:
         first = column == 2 if k in (winner, favourite) else column == 2 and k == min(set(range(len(a))) - {winner, favourite})
         look = dict(color=colour, width=2.5 if k in (winner, favourite) else 1)
         fig.add_scatter(x=steps, y=path[:, k], mode="lines", line=look, name=name, showlegend=first, row=1, col=column)
-        fig.add_scatter(x=steps, y=np.where(ahead[:, k] < ceiling, ahead[:, k], np.nan), mode="lines", line=dict(look, dash="dash"),
+        fig.add_scatter(x=ahead_at, y=np.where(ahead[:, k] < ceiling, ahead[:, k], np.nan), mode="lines", line=dict(look, dash="dash"),
                         name="the same, by the flow", showlegend=first and k == winner, row=1, col=column)  # fmt: skip
     if arrival / lr <= steps[-1]:
         fig.add_scatter(x=[arrival / lr], y=[method.LEVEL * abs(a).max()], mode="markers", name="flow declares the winner",
@@ -188,15 +189,16 @@ def vote(lab) -> go.Figure:
             fig.add_scatter(x=np.arange(p), y=values, line=dict(color=colour, width=1.5), name=f"k = {k + 1}", mode="lines+markers",
                             marker_size=4, showlegend=column == 2, row=1, col=column)  # fmt: skip
     fig.add_scatter(x=np.arange(p), y=parts.sum(0), line=dict(color=BLUE), name="sum of all neurons", row=2, col=1)
-    formula = method.flawed_indicator(p, 1.0, len(group) // len(set(group.tolist())))[x, y].numpy()
-    fig.add_scatter(x=np.arange(p), y=formula, mode="markers", marker=dict(symbol="circle-open", color=INK, size=8),
-                    name="flawed indicator (evenly spaced phases)", row=2, col=1)  # fmt: skip
+    if p % 2:
+        formula = method.flawed_indicator(p, 1.0, len(group) // len(set(group.tolist())))[x, y].numpy()
+        fig.add_scatter(x=np.arange(p), y=formula, mode="markers", marker=dict(symbol="circle-open", color=INK, size=8),
+                        name="flawed indicator (evenly spaced phases)", row=2, col=1)  # fmt: skip
     if "full_data" in lab.arms:
         trained = contributions(lab.arms["full_data"].members[0], x, y).sum(0)
         fig.add_scatter(x=np.arange(p), y=trained, line=dict(color=BLUE), showlegend=False, name="trained", row=2, col=2)
     marks = (((x + y) % p, "solid", "x + y"), (2 * x % p, "dot", "2x"), (2 * y % p, "dot", "2y"))
     for place, dash, name in marks:
-        label = dict(annotation_text=name, annotation_position="top", annotation_font_size=11)
+        label = dict(annotation_text=name, annotation_position="top right", annotation_font_size=11)
         fig.add_vline(x=place, line=dict(color=RED, dash=dash, width=1), row=2, **label)
         fig.add_vline(x=place, line=dict(color=RED, dash=dash, width=1), row=1)
     alone = np.mean([part.argmax() == (x + y) % p for part in parts])
@@ -308,7 +310,8 @@ def table_view(net, params) -> go.Figure:
         y, x = np.nonzero(cells)
         look = dict(symbol=symbol, color=colour, size=size * (0.9 if symbol[0] == "s" else 0.6), line_width=2)
         fig.add_scatter(x=x, y=y, mode="markers", marker=look, name=f"{name} ({len(x)})", hoverinfo="skip")
-    fig.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain").update_xaxes(constrain="domain")
+    fig.update_yaxes(autorange="reversed", scaleanchor="x", constrain="domain", showgrid=False)
+    fig.update_xaxes(constrain="domain", showgrid=False)
     parts = [f"{1 - wrong[cells].mean():.0%} of the {cells.sum()} {name} cells" for cells, name in ((shown, "shown"), (~shown, "held-out"))
              if cells.any()]  # fmt: skip
     return style(fig, "Right are " + " and ".join(parts), height=560, x="y", y="x")

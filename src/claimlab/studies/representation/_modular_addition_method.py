@@ -69,13 +69,6 @@ def spectrum(w: Tensor) -> Tensor:
     return c
 
 
-def wave(c: Tensor, p: int) -> Tensor:
-    """The vector [..., p] of mean zero with spectrum c [..., p // 2]: the inverse of `spectrum`."""
-    omega = 2 * math.pi * torch.arange(1, p // 2 + 1, device=c.device) / p
-    turn = torch.exp(1j * omega[:, None].to(c.real.dtype) * torch.arange(p, device=c.device))
-    return (c @ turn.to(c.dtype)).real
-
-
 def shares(c: Tensor) -> Tensor:
     """Share of each frequency in the power of its neuron, [M, K]; they sum to 1."""
     power = c.abs().square()
@@ -102,6 +95,17 @@ def effective_frequencies(a: Tensor) -> Tensor:
     """(sum_k P_k)^2 / sum_k P_k^2 of a neuron's powers P: how many frequencies live in it; mean over neurons by power."""
     power = a.abs().square()
     return (power.sum(-1) / shares(a).square().sum(-1)).sum() / power.sum()
+
+
+def overtone(a: Tensor, p: int, times: int = 3) -> Tensor:
+    """Mean share of power at `times` the dominant frequency of each neuron; 3 is where the bend of a ReLU shows first.
+
+    Frequencies are folded: q and p - q are one. NaN for even p and where `times` divides p.
+    """
+    if p % 2 == 0 or p % times == 0:
+        return torch.tensor(math.nan)
+    q = times * (a.abs().argmax(-1, keepdim=True) + 1) % p
+    return shares(a).gather(-1, torch.minimum(q, p - q) - 1).mean()
 
 
 def diversity(a: Tensor) -> dict[str, Tensor]:
@@ -180,7 +184,7 @@ def follow(a: np.ndarray, b: np.ndarray, p: int, times: np.ndarray) -> np.ndarra
 
 def built(phases: Tensor, frequencies: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """theta and xi [N, p] of neurons with amplitude 1 at `frequencies` [N] with input phases [N] and psi = 2 phi."""
-    turn = 2 * math.pi / p * frequencies[:, None] * torch.arange(p, device=phases.device)
+    turn = 2 * math.pi / p * frequencies.to(phases)[:, None] * torch.arange(p).to(phases)
     return torch.cos(turn + phases[:, None]), torch.cos(turn + 2 * phases[:, None])
 
 

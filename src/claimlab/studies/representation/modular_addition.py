@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from claimlab.claims import Claim
 from claimlab.params import knob
@@ -131,9 +131,10 @@ class FullData(Addition):
         return super().metrics(net) | found
 
     def final(self, net):
-        """The trained net with its activation exchanged, and the two halves of the diversification condition."""
+        """The trained net with its activation exchanged, the diversification condition, and what is not at one frequency."""
         swapped = {f"accuracy_with_{name}": right(net, name).float().mean() for name in method.ACTIVATIONS}
-        return swapped | method.diversity(spectrum(net.theta))
+        a = spectrum(net.theta)
+        return swapped | method.diversity(a) | {"share_at_triple_frequency": method.overtone(a, self.p.p)}
 
 
 class Lottery(Addition):
@@ -334,4 +335,5 @@ ARMS = {
 figures = beside(__name__, "figures")
 spectrum_view, phase_view, table_view = (beside(__name__, name) for name in ("spectrum_view", "phase_view", "table_view"))
 VIEWS = {"Fourier spectrum": spectrum_view, "phases": phase_view, "answers": table_view}
-__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Params", "figures", "flawed_indicator", "flow", "load_table", "nn"]
+__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Network", "Params", "built", "figures", "flawed_indicator", "flow",
+           "load_table", "race", "spectrum"]  # fmt: skip
