@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import ttest_ind
+from scipy.special import stdtr
 from torch import Tensor
 
 RECENT = 10  # scores that the t-test compares
@@ -96,12 +96,13 @@ def t_test(history: Tensor, rng: torch.Generator, level: float = 0.05) -> Tensor
     """Each member meets a random other one and copies it if Welch's t-test on their last 10 scores has p < 0.05 and the other
     mean is better; a diverged member copies any that is finite. history [T, M] -> parents [M]."""
     recent, rival = history[-RECENT:].double(), rivals(history.shape[1], rng)
-    alive = torch.isfinite(recent).all(0)
-    p = torch.ones(len(rival), dtype=torch.float64)
-    if len(recent) > 1:
-        p = torch.from_numpy(np.asarray(ttest_ind(recent.numpy(), recent[:, rival].numpy(), equal_var=False).pvalue))
-    better = (p < level) & (recent[:, rival].mean(0) > recent.mean(0)) | ~alive
-    return torch.where(better & alive[rival], rival, torch.arange(len(rival)))
+    alive, n = torch.isfinite(recent).all(0), len(recent)
+    mean, error = recent.mean(0), recent.var(0) / n  # of a mean, squared; NaN for a single score, which is then no evidence
+    both = error + error[rival]
+    t, degrees = (mean[rival] - mean) / both.sqrt(), (n - 1) * both**2 / (error**2 + error[rival] ** 2)
+    p = torch.from_numpy(2 * stdtr(degrees.numpy(), -t.abs().numpy()))
+    copies = alive[rival] & (~alive | (p < level) & (t > 0))
+    return torch.where(copies, rival, torch.arange(len(rival)))
 
 
 def exploit(rule: str, history: Tensor, rng: torch.Generator, share: float = 0.2, blind: float = 0.0) -> Tensor:
