@@ -133,7 +133,7 @@ def test_the_loss_is_the_mean_cross_entropy_over_shown_cells(values):
     net, lesson = task.init(), task.lesson
     every = method.logits(net)[lesson.shown]
     wanted = torch.nn.functional.cross_entropy(every, lesson.table[lesson.shown])
-    assert float(task.loss(net, *task.batch(net, None, 0)).detach()) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(task.loss(net, *task.batch(net, None, 0)).detach()) == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_both_orders_of_a_pair_lie_on_one_side_and_the_share_is_kept():
