@@ -97,7 +97,8 @@ def t_test(history: Tensor, rng: torch.Generator, level: float = 0.05) -> Tensor
     mean is better; a diverged member copies any that is finite. history [T, M] -> parents [M]."""
     recent, rival = history[-RECENT:].double(), rivals(history.shape[1], rng)
     alive, n = torch.isfinite(recent).all(0), len(recent)
-    mean, error = recent.mean(0), recent.var(0) / n  # of a mean, squared; NaN for a single score, which is then no evidence
+    mean = recent.mean(0)
+    error = (recent - mean).square().sum(0) / (n - 1) / n  # of the mean, squared; 0 / 0 for a single score: no evidence
     both = error + error[rival]
     t, degrees = (mean[rival] - mean) / both.sqrt(), (n - 1) * both**2 / (error**2 + error[rival] ** 2)
     p = torch.from_numpy(2 * stdtr(degrees.numpy(), -t.abs().numpy()))
