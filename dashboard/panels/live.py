@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, launch, source, steer, store
+from panels import charts, launch, source, steer, store, views
 from panels.wording import STATUS, humanised, number, plain, setting, span
 
 from claimlab import figures, ledger, verbs
@@ -44,7 +44,7 @@ def _draw(study: Study, run: str, going: bool) -> None:
         table, mark = points(row, events)
         if going:
             steer.panel(study, row, sorted(table["arm"].unique()), events)
-    curves(study, row, table, mark, events)
+    scene(study, row, table, mark, events)
 
 
 def status(row: dict[str, Any], rate: float = 0.0) -> None:
@@ -113,7 +113,22 @@ def closed(run: str, ended: float, url: str) -> pd.DataFrame:
 # ---- curves
 
 
-def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict]) -> list[str]:
+def scene(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict]) -> list[str]:
+    """The curves, and beside them on request a picture of one network as it learns; the names of all curves."""
+    if not study.views or table.empty:
+        return curves(study, row, table, mark, events)
+    going = row["status"] not in ledger.ENDED
+    if not st.toggle("Watch a network", going, key=f"{study.slug}-watch-{going}", persist_state="session"):
+        return curves(study, row, table, mark, events)
+    left, right = st.columns([3, 2])
+    with left:
+        names = curves(study, row, table, mark, events, columns=1)
+    with right:
+        views.panel(study, row, list(table["arm"].unique()))
+    return names
+
+
+def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict], columns: int = 2) -> list[str]:
     """Draw the curves that the reader has picked, and return the names of all there are, judged ones first."""
     names = ordered(study, charts.curves(table))
     if not names:
@@ -126,9 +141,9 @@ def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, ev
     mark = (mark, len(happened), st.context.theme.type)
     chosen = st.pills("Curves", names, selection_mode="multi", default=names[:SHOWN], key=f"{study.slug}-curves", wrap=True,
                       format_func=humanised, persist_state="session")  # fmt: skip
-    columns = st.columns(2) if len(chosen or []) > 1 else [st.container()]
+    places = st.columns(columns) if min(columns, len(chosen or [])) > 1 else [st.container()]
     for place, name in enumerate((chosen or [])[:AT_MOST]):
-        with columns[place % len(columns)]:
+        with places[place % len(places)]:
             figure, title = _figure(study, row["id"], table, name, mark, happened)
             alt = f"{humanised(name)} of every arm over the optimiser steps: {title}"
             charts.show(figure, key=f"curve-{name}", title=title, margin=14, alt=alt)

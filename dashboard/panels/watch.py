@@ -97,7 +97,7 @@ def _chosen(run: str, known: dict[str, Study]) -> None:
     if row["status"] in ("queued", "starting") and table.empty:
         _waiting(row)
         return
-    names = live.curves(study, row, table, mark, events)
+    names = live.scene(study, row, table, mark, events)
     if row["status"] not in ENDED:
         lease.panel(run, events)
         steer.buttons(row, events, why)
