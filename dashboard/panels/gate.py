@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from time import sleep
 
 import streamlit as st
 
@@ -70,7 +70,7 @@ def _right(given: str, stored: str) -> bool:
     """Whether it is the password; each wrong one makes this session wait longer for the next answer."""
     wrong = st.session_state.get("gate-wrong", 0)
     if wrong:
-        time.sleep(min(0.25 * 2**wrong, SLOWEST))
+        sleep(min(0.25 * 2**wrong, SLOWEST))
     with ONE_AT_A_TIME:
         right = access.matches(given, stored)
     st.session_state["gate-wrong"] = 0 if right else wrong + 1

@@ -126,7 +126,7 @@ def _parts(stored: str) -> tuple[tuple[int, ...], bytes, bytes]:
     try:
         name, n, r, p, salt, wanted = stored.split("$")
         cost = (int(n), int(r), int(p))
-        if name != "scrypt" or not (2**14 <= cost[0] <= 2**20 and 1 <= cost[1] <= 32 and 1 <= cost[2] <= 16):
+        if name != "scrypt" or cost[0] & (cost[0] - 1) or not (2**14 <= cost[0] <= 2**20 and 1 <= cost[1] <= 32 and 1 <= cost[2] <= 16):
             raise ValueError
         return cost, base64.b64decode(salt, validate=True), base64.b64decode(wanted, validate=True)
     except ValueError:
@@ -188,7 +188,7 @@ def oidc(root: Path) -> tuple[str, ...]:
 def guest(address: str, users: tuple[str, ...]) -> bool:
     """Whether an e-mail address is on the list of guests, itself or by its domain."""
     name = address.lower()
-    return bool(name) and any(name == one or one.startswith("@") and name.endswith(one) for one in users)
+    return "@" in name[1:] and any(name == one or one.startswith("@") and name.endswith(one) for one in users)
 
 
 def require(host: str, root: Path) -> None:
