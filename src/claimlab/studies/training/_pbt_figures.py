@@ -15,6 +15,7 @@ from claimlab.studies.training._pbt_method import ancestry, stream, toy, true_sc
 
 NAMES = {"learning_rate": "learning rate [log]", "momentum": "momentum", "input_noise": "input noise sd",
          "label_smoothing": "label smoothing", "weight_decay": "weight decay [log]"}  # fmt: skip
+PALETTE = (BLUE, *OTHERS)
 LABELS = {"random_search": "random search", "random_early": "random, best<br>of all rounds", "random_cosine": "random, cosine",
           "pbt": "PBT", "exploit_only": "copy only", "explore_only": "mutate only", "hypers_only": "copy hypers<br>only",
           "replay_schedule": "replay<br>schedule", "replay_final": "replay<br>last values", "pbt_tournament": "PBT,<br>tournament",
@@ -55,7 +56,7 @@ def lineage(net, where: str) -> go.Figure:
                        marker_size=6, name="ancestors of the best member")  # fmt: skip
     copies = int((parents != np.arange(parents.shape[1])).sum())
     title = (f"{parents.shape[1]} members, {copies} copies, {where}: the best member at step {steps[-1]} "
-             f"has moved through {len(set(line.tolist()))} slot(s)")  # fmt: skip
+             f"has ancestors in {len(set(line.tolist()))} slots")  # fmt: skip
     low, middle = np.nanmin(height), np.nanmedian(height)
     figure.update_yaxes(type="log", range=[math.log10(low) - 0.05, math.log10(max(3.0, middle))])
     return style(figure, title, x="optimiser step", y="validation cross-entropy [nats, log]", height=480)
@@ -71,13 +72,14 @@ def schedules(lab) -> go.Figure:
         steps, plan = study.schedule(net)
         moved.append(float(plan[-1, 0] / plan[0, 0]))
         for k in range(len(names)):
-            figure.add_scatter(x=[*steps, lab.arms["pbt"].total], y=[*plan[:, k].tolist(), float(plan[-1, k])], mode="lines",
-                               line=dict(shape="hv", width=1.8, color=([BLUE, *OTHERS])[i % 9]), name=f"seed {lab.seeds[i]}",
-                               legendgroup=str(i), showlegend=k == 0, row=k // 3 + 1, col=k % 3 + 1)  # fmt: skip
+            pen = dict(shape="hv", width=1.8, color=PALETTE[i % 9], dash=("solid", "dot")[i // 9 % 2])
+            figure.add_scatter(x=[*steps, arm.total], y=[*plan[:, k].tolist(), float(plan[-1, k])], mode="lines", line=pen,
+                               name=f"seed {lab.seeds[i]}", legendgroup=str(i), showlegend=k == 0, row=k // 3 + 1,
+                               col=k % 3 + 1)  # fmt: skip
     for k, one in enumerate(arm.tasks[0].space):
         figure.update_xaxes(title_text="optimiser step", row=k // 3 + 1, col=k % 3 + 1)
         if one.log:
-            figure.update_yaxes(type="log", exponentformat="power", row=k // 3 + 1, col=k % 3 + 1)
+            figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=k // 3 + 1, col=k % 3 + 1)
     fell = sum(ratio < 1 for ratio in moved)
     title = f"What the winners' ancestors used: the learning rate ended below its start in {fell} of {len(moved)} seeds"
     return style(figure, title, height=600)
@@ -91,9 +93,9 @@ def tested(lab) -> go.Figure:
     shown = [a for a in study.ARMS if a in lab.arms]
     rows = lab.table[lab.table.metric == "test_loss"]
     means = rows.sort_values("step").groupby(["arm", "seed"]).value.last().groupby("arm").mean()
-    title = f"Lowest mean test loss: {LABELS[means.idxmin()].replace('<br>', ' ')}, {means.min():.3f} nats"
-    if {"pbt", "random_search"} <= set(means.index):
-        title += f"; PBT {means['pbt']:.3f}, random search {means['random_search']:.3f}"
+    best, named = means.idxmin(), lambda arm: f"{LABELS[arm].replace('<br>', ' ')} {means[arm]:.3f}"
+    others = [named(arm) for arm in ("pbt", "random_search") if arm in means.index and arm != best]
+    title = f"Mean test loss in nats: lowest {named(best)}; {', '.join(others)}"
     figure = bars(lab.table, "test_loss", arms=shown, title=title, y_title="test cross-entropy [nats]", palette=arm_colours(lab),
                   names=LABELS, height=480)  # fmt: skip
     return figure.update_xaxes(tickangle=-35)
@@ -131,7 +133,7 @@ def toy_plane(seed: int, share: float = 1.0) -> go.Figure:
                                line=dict(color=colour, width=1.5), row=1, col=column)  # fmt: skip
         figure.add_scatter(x=[0], y=[0], mode="markers", marker=dict(symbol="star", size=13, color=OTHERS[0]), name="optimum, Q = 1.2",
                            showlegend=column == 1, row=1, col=column)  # fmt: skip
-    figure.update_xaxes(title_text="theta_0", range=[-0.05, 1.0]).update_yaxes(title_text="theta_1", range=[-0.05, 1.0])
+    figure.update_xaxes(title_text="θ₀", range=[-0.05, 1.0]).update_yaxes(title_text="θ₁", range=[-0.05, 1.0])
     when = "end" if share >= 1 else f"are at {share:.0%} of the way"
     title = f"With copies the workers {when} at a best score of {best[0]:.2f}, without them at {best[1]:.2f} (noise of seed {seed})"
     return style(figure, title, height=470)
@@ -155,7 +157,7 @@ def plane_now(net, params) -> go.Figure:
     hypers, founders = torch.stack(trail["hypers"]).numpy(), trail["founders"][-1].tolist()
     parents = trail["parents"]
     for slot, founder in enumerate(founders):
-        colour = ([BLUE, *OTHERS])[founder % 9]
+        colour = PALETTE[founder % 9]
         line = ancestry(parents, slot).numpy()
         path = hypers[np.arange(len(line)), line]
         figure.add_scatter(x=path[:, 0], y=path[:, 2], mode="lines", line=dict(color=faded(colour, 0.35), width=1), showlegend=False,
@@ -163,7 +165,7 @@ def plane_now(net, params) -> go.Figure:
         figure.add_scatter(x=path[-1:, 0], y=path[-1:, 2], mode="markers", marker=dict(color=colour, size=10), showlegend=False,
                            name=f"founder {founder}", hovertemplate="%{x:.3g}, %{y:.3g}")  # fmt: skip
     low, high = (getattr(study.data.SPACE[0], end) for end in ("low", "high"))
-    figure.update_xaxes(type="log", exponentformat="power", range=[math.log10(low) - 0.1, math.log10(high) + 0.1])
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1, range=[math.log10(low) - 0.1, math.log10(high) + 0.1])
     figure.update_yaxes(range=[-0.03, 1.03])
     title = f"{len(founders)} members of {len(set(founders))} founders (a colour each) from step {trail['step'][-1]} on"
     return style(figure, title, x="learning rate [log]", y="input noise sd [pixel range]", height=460)

@@ -17,34 +17,45 @@ RATE, MOMENTUM, NOISE, SMOOTHING, DECAY = range(5)  # columns of the hyperparame
 PARAMETER = "hypers"  # a parameter without a gradient, so that stacks, states and optimisers carry it along
 
 
-class Members(nn.Module):
-    """M perceptrons side by side: weights [M, out, in], biases [M, out, 1], `hypers` [M, H]; and what has become of them.
-    Activations lie in columns [M, units, B], which a processor multiplies and normalises faster than rows. The training rows
-    ride along as buffers.
+class Company(nn.Module):
+    """M members of one seed and what has become of them. A subclass holds their networks and their hyperparameters [M, H].
 
     `trail` grows by a row a round: first step of the interval, `parents` [M] (whom each slot continues), `founders` [M] (whose
     descendant it is), `hypers` [M, H]; at its end `ended`, validation loss `losses` [M], and the best one's test loss.
     """
 
-    def __init__(self, layers: list[list[Tensor]], hypers: Tensor, x: Tensor, y: Tensor):
+    def __init__(self, hypers: Tensor):
         super().__init__()
-        self.register_buffer("x", x, persistent=False)
-        self.register_buffer("y", y, persistent=False)
-        self.weights = nn.ParameterList(torch.stack([one[k] for one in layers]) for k in range(0, len(layers[0]), 2))
-        self.biases = nn.ParameterList(torch.stack([one[k] for one in layers]) for k in range(1, len(layers[0]), 2))
-        self.hypers = nn.Parameter(hypers.clone())
         slots = torch.arange(len(hypers))
         self.trail: dict[str, list] = {"step": [0], "parents": [slots], "founders": [slots], "hypers": [hypers.clone()],
                                        "ended": [], "losses": [], "tested": []}  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rows [M, B, D], or [N, D] for all members, to logits in columns [M, C, B]."""
-        return through(self.weights, self.biases, x)
 
     @property
     def winner(self) -> int:
         """The slot with the lowest validation loss of the last round; a loss that is not finite counts as infinite."""
         return int(method.comparable(-self.trail["losses"][-1]).argmax())
+
+    @torch.no_grad()
+    def assign(self, hypers: Tensor) -> None:
+        """Give the members the hyperparameters [M, H]."""
+        self.hypers.copy_(hypers)
+
+
+class Members(Company):
+    """M perceptrons side by side: weights [M, out, in], biases [M, out, 1], `hypers` [M, H]. Activations lie in columns
+    [M, units, B], which a processor multiplies and normalises faster than rows. Training rows ride along as buffers."""
+
+    def __init__(self, layers: list[list[Tensor]], hypers: Tensor, x: Tensor, y: Tensor):
+        super().__init__(hypers)
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("y", y, persistent=False)
+        self.weights = nn.ParameterList(torch.stack([one[k] for one in layers]) for k in range(0, len(layers[0]), 2))
+        self.biases = nn.ParameterList(torch.stack([one[k] for one in layers]) for k in range(1, len(layers[0]), 2))
+        self.hypers = nn.Parameter(hypers.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [M, B, D], or [N, D] for all members, to logits in columns [M, C, B]."""
+        return through(self.weights, self.biases, x)
 
 
 def through(weights: Sequence[Tensor], biases: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -105,7 +116,7 @@ class Rounds(Run):
             source = torch.stack(parents[chunk]).to(self.device)
             place = torch.arange(len(source), device=self.device)[:, None]
             states = [state for pairs in ensemble.optimizers.values() for opt, _ in pairs for state in opt.state.values()]
-            moved = [leaf.data for name, leaf in ensemble.leaves.items() if name != PARAMETER]
+            moved = [leaf.data for name, leaf in ensemble.leaves.items() if not name.endswith(PARAMETER)]
             for stack in moved + [part for state in states for part in state.values() if isinstance(part, Tensor)]:
                 if stack.dim() > 1:
                     stack.copy_(stack[place, source])

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch.nn.functional import log_softmax
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.studies.training import _pbt_data as data
-from claimlab.studies.training._pbt_method import ancestry, exploit, explore, prior, stream, toy, true_score, truncation
-from claimlab.studies.training._pbt_population import NOISE, SMOOTHING, Members, MemberSGD, Rounds, losses
+from claimlab.studies.training._pbt_method import ancestry, comparable, exploit, explore, prior, stream, toy, true_score, truncation
+from claimlab.studies.training._pbt_population import NOISE, SMOOTHING, Company, Members, MemberSGD, Rounds, losses
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Task, Tick
 
@@ -145,9 +147,9 @@ class Population(Task):
     def optimizer(self, groups):
         return MemberSGD(groups)
 
-    def turn(self, net: Members, step: int) -> Tensor:
+    def turn(self, net: Company, step: int) -> Tensor:
         """One round: new hyperparameters are written into `net` and its trail; returns whose weights each slot continues."""
-        trail, p, stay = net.trail, self.p, torch.arange(len(net.hypers))
+        trail, p, stay = net.trail, self.p, torch.arange(len(net.trail["parents"][-1]))
         source = stay
         if self.copies:
             slots = ancestry(trail["parents"], stay)
@@ -161,25 +163,28 @@ class Population(Task):
 
     def metrics(self, net):
         """Of the member that is best on validation now; all validation losses go to the trail."""
-        found = losses(net, *self.split.validation).cpu()
-        best = int(torch.where(torch.isfinite(found), found, math.inf).argmin())
-        tested = losses(net, *self.split.test, slice(best, best + 1))
-        net.seen = found, self.counted(tested)
-        return {"test_loss": net.seen[1], "validation_loss": self.counted(found[best]),
-                "founders": len(net.trail["founders"][-1].unique()), "learning_rate": net.trail["hypers"][-1][best, 0]}  # fmt: skip
+        found, tested = losses(net, *self.split.validation).cpu(), partial(losses, net, *self.split.test)
+        best, test, validation = self.look(net, found, tested)
+        return {"test_loss": test, "validation_loss": validation, "founders": len(net.trail["founders"][-1].unique()),
+                "learning_rate": net.trail["hypers"][-1][best, 0]}  # fmt: skip
+
+    def look(self, net: Company, found: Tensor, tested: Callable[[slice], Tensor]) -> tuple[int, float, float]:
+        """The best member by the losses `found` [M], its test loss and its validation loss; `net` remembers what was seen."""
+        best = int(comparable(-found).argmax())
+        net.seen = found, self.counted(tested(slice(best, best + 1)))
+        return best, net.seen[1], self.counted(found[best])
 
     def counted(self, loss: Tensor) -> float:
         """A loss as it enters the table: one that is not finite counts as log of the number of classes."""
         return float(loss) if bool(torch.isfinite(loss)) else math.log(self.split.classes)
 
 
-def begin(net: Members, step: int, parents: Tensor, hypers: Tensor) -> Tensor:
+def begin(net: Company, step: int, parents: Tensor, hypers: Tensor) -> Tensor:
     """Open an interval in the trail and set the members' hyperparameters; returns `parents`."""
     rows = {"step": step, "parents": parents, "founders": net.trail["founders"][-1][parents], "hypers": hypers}
     for name, row in rows.items():
         net.trail[name].append(row)
-    with torch.no_grad():
-        net.hypers.copy_(hypers)
+    net.assign(hypers)
     return parents
 
 
@@ -232,8 +237,7 @@ class Replay(Population):
         self.starts, self.plan = schedule(winner)
         self.plan = self.plan[-1:].expand_as(self.plan) if self.constant else self.plan
         net.trail["hypers"][0] = self.plan[:1].clone()
-        with torch.no_grad():
-            net.hypers.copy_(self.plan[:1])
+        net.assign(self.plan[:1])
 
     def turn(self, net, step):
         row = max(k for k, start in enumerate(self.starts) if start <= step)
