@@ -13,6 +13,8 @@ page = st.navigation(
                 help="One study: turn its knobs, run it, watch the curves and read the verdicts."),
         st.Page("app_pages/live.py", title="Live", icon=":material/monitoring:", url_path="live",
                 help="Every run that goes on: watch it, steer it, fork it, and see what each command did."),
+        st.Page("app_pages/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare",
+                help="Runs of a study beside each other, and how its claim goes with the knobs."),
     ],
     position="top" if gate.passed() else "hidden",
 )  # fmt: skip
