@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ PACE = 0.25  # seconds between two looks at the ledger
 SILENCE = 8.0  # seconds without a sign of life after which a run is lost, as on the pages
 BREATH = 15.0  # seconds of silence after which a comment keeps the connection open
 PAGE = 1000
+OVER = threading.Event()  # the server is about to end
 
 
 async def follow(book: Ledger, run: str, cursor: int, after: int, limiter: CapacityLimiter) -> AsyncIterator[str]:
@@ -28,7 +30,7 @@ async def follow(book: Ledger, run: str, cursor: int, after: int, limiter: Capac
     The id of each message is CURSOR.AFTER: what to ask for to go on from there.
     """
     told, quiet = None, 0.0
-    while True:
+    while not OVER.is_set():
         try:
             row, points, cursor, events = await to_thread.run_sync(partial(_news, book, run, cursor, after), limiter=limiter)
         except (LedgerError, SQLAlchemyError) as error:

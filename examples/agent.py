@@ -36,23 +36,24 @@ def tell(verb, arm=None, **payload):
 
 
 cursor, first, now, rates, safe, saved, renewed = 0, {}, {}, {}, None, -1e9, -1e9
-while (page := ask(f"/metrics?cursor={cursor}")).get("status") in ("queued", "starting", "running", "paused"):
-    if time.monotonic() > renewed + 60:  # a lease for two minutes: it ends by itself should the agent die
-        renewed = time.monotonic() if tell("drive", seconds=120)["ok"] else renewed
-    cursor = page["cursor"]
-    now |= {(arm, seed): value for _, arm, seed, _, metric, value in page["points"] if metric == "loss"}
-    first = {key: value for key, value in now.items() if value is not None} | first
-    burst = {key[0] for key, value in now.items() if value is None or value > 3 * first[key]}
-    if burst and safe:
-        tell("pause"), tell("rollback", checkpoint=safe)
-        events = ask("/events?limit=5000")["events"]
-        for arm in burst:  # `layers` tells what an arm began with
-            began = [e["payload"]["settings"]["lr"] for e in events if e["kind"] == "layers" and e["arm"] == arm][-1]
-            rates[arm] = rates.get(arm, began) * options.cut
-            tell("set", arm, name="lr", value=rates[arm])
-        tell("resume")
-        cursor, now = [e["payload"]["cursor"] for e in events if e["kind"] == "rollback"][-1], {}
-    elif not safe or time.monotonic() > saved + options.every and now and all(v <= first[k] for k, v in now.items()):
-        safe, saved = tell("checkpoint").get("new") or safe, time.monotonic()
-    time.sleep(0 if page["more"] else 0.5)
-print(page.get("status") or page["reason"], *([] if tell("drive", seconds=0)["ok"] else ["(the run has ended)"]))
+try:
+    while (page := ask(f"/metrics?cursor={cursor}")).get("status") in ("queued", "starting", "running", "paused"):
+        if time.monotonic() > renewed + 60:  # a lease for two minutes: it ends by itself should the agent die
+            renewed, _ = time.monotonic(), tell("drive", seconds=120)
+        losses = [((arm, seed), value) for _, arm, seed, _, metric, value in page["points"] if metric == "loss"]
+        cursor, now = page["cursor"], now | dict(losses)
+        first = {key: value for key, value in reversed(losses) if value is not None} | first
+        burst = {key[0] for key, value in now.items() if value is None or value > 3 * first[key]}  # null: not finite
+        if burst and safe and tell("pause")["ok"] and tell("rollback", checkpoint=safe)["ok"]:
+            events = ask("/events?limit=5000")["events"]
+            for arm in burst:  # `layers` tells what an arm began with
+                began = [e["payload"]["settings"]["lr"] for e in events if e["kind"] == "layers" and e["arm"] == arm][-1]
+                rates[arm] = rates.get(arm, began) * options.cut
+                tell("set", arm, name="lr", value=rates[arm])
+            tell("resume")
+            cursor, now = [e["payload"]["cursor"] for e in events if e["kind"] == "rollback"][-1], {}
+        elif not burst and time.monotonic() > saved + options.every and all(v <= first[k] for k, v in now.items()):
+            safe, saved = tell("checkpoint").get("new") or safe, time.monotonic()
+        time.sleep(0 if page["more"] else 0.5)
+finally:
+    tell("drive", seconds=0)
