@@ -434,3 +434,63 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("1,2,3")
     with pytest.raises(ValueError, match="not an .npz"):
         D.own_examples(tmp_path / "rows.csv")
+
+
+# ---- the GANs of the full profile
+
+
+def test_mmd_is_the_double_sum():
+    points, real = torch.randn(2, 5, 2, generator=rng(1)).double(), torch.randn(7, 2, generator=rng(2)).double()
+
+    def k(a, b):
+        return np.mean([math.exp(-float((a - b).square().sum()) / (2 * w**2)) for w in (0.1, 0.3, 1.0, 3.0)])
+
+    for m in range(2):
+        x = points[m]
+        inside = [np.mean([k(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]) for s in (x, real)]
+        across = np.mean([k(a, b) for a in x for b in real])
+        assert float(M.gan.mmd(points, real)[m]) == pytest.approx(sum(inside) - 2 * across, abs=1e-6)
+    same = [float(M.gan.mmd(M.gan.ring(300, rng(s))[None], M.gan.ring(300, rng(s + 50)))) for s in range(30)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(30)  # no bias where the laws agree
+
+
+def test_gans_are_trained_by_torch_s_adam():
+    task = M.Gans(STUDY.make(SMALL)).bind(1000)
+    start = task.init()
+    trained = finish(M.Rounds(M.Gans(STUDY.make({**SMALL, "steps": 12})), [1000]))
+    real, z = (torch.cat(parts) for parts in zip(*(task.block(start, None, k, 10) for k in (0, 10)), strict=True))
+    for m in (0, 3):
+        sides = {}
+        for name in ("critic", "generator"):
+            side = getattr(start, name)
+            leaves = [p.detach()[m].clone().requires_grad_() for pair in zip(side.weights, side.biases, strict=True) for p in pair]
+            sides[name] = leaves, torch.optim.Adam(leaves, lr=side.hypers[m].item(), betas=(0.5, 0.999))
+
+        def through(name, x, sides=sides):
+            leaves, h = sides[name][0], x
+            for k in range(0, 6, 2):
+                h = nn.functional.linear(h, leaves[k], leaves[k + 1][:, 0])
+                h = h.relu() if k < 4 else h
+            return h
+
+        bce, one = nn.functional.binary_cross_entropy_with_logits, torch.ones(64, 1)
+        for step in range(12):
+            x, fake = real[step, m], through("generator", z[step, m])
+            for name in ("critic", "generator"):
+                d = through("critic", fake.detach() if name == "critic" else fake)
+                loss = bce(through("critic", x), one) + bce(d, 0 * one) if name == "critic" else bce(d, one)
+                sides[name][1].zero_grad()
+                loss.backward()
+                sides[name][1].step()
+        assert torch.allclose(trained.members[0].generator(z[0])[m], through("generator", z[0, m]), atol=1e-3)
+
+
+def test_variants_run_and_are_drawn():
+    lab = Experiment(STUDY, STUDY.make({**SMALL, "variants": True}), seeds=DEV,
+                     arms=["gan_random", "gan_pbt", "pbt_tournament", "pbt_t_test"]).run()  # fmt: skip
+    assert lab.figures()["GANs on a ring"].data
+    for view in M.VIEWS.values():
+        assert len(view(lab.arms["gan_pbt"].members[0], lab.params).data) >= 2
+    net = lab.arms["gan_pbt"].members[0]
+    assert torch.equal(torch.cat([net.critic.hypers, net.generator.hypers], 1), net.trail["hypers"][-1])
+    assert any(not torch.equal(row, torch.arange(4)) for row in net.trail["parents"])

@@ -13,7 +13,7 @@ from claimlab.figures import BLUE, GREY, OTHERS, arm_colours, bars, curve, faded
 from claimlab.studies.training import pbt as study
 from claimlab.studies.training._pbt_method import ancestry, stream, toy, true_score
 
-NAMES = {"learning_rate": "learning rate [log]", "momentum": "momentum", "input_noise": "input noise sd",
+NAMES = {"learning_rate": "learning rate [log]", "momentum": "momentum", "input_noise": "input noise sd [pixel range]",
          "label_smoothing": "label smoothing", "weight_decay": "weight decay [log]"}  # fmt: skip
 PALETTE = (BLUE, *OTHERS)
 LABELS = {"random_search": "random search", "random_early": "random, best<br>of all rounds", "random_cosine": "random, cosine",
@@ -29,6 +29,12 @@ def figures(lab) -> dict[str, go.Figure]:
         found |= {"lineage": lineage(lab.arms["pbt"].members[0], f"seed {lab.seeds[0]}"), "schedules": schedules(lab)}
     if len(lab.table):
         found |= {"test loss": tested(lab), "diversity": diversity(lab)}
+    if {"gan_random", "gan_pbt"} <= set(lab.arms):
+        found["GANs on a ring"] = curve(
+            lab.table, "gan_mmd", title="Eight Gaussians: distance of the best GAN's points from the ring", height=420, log_y=True,
+            y_title="squared MMD from test points [log]", baseline="gan_random", method="gan_pbt",
+            names={"gan_random": "random search", "gan_pbt": "PBT"},
+        )
     return found
 
 
@@ -57,6 +63,8 @@ def lineage(net, where: str) -> go.Figure:
     copies = int((parents != np.arange(parents.shape[1])).sum())
     title = (f"{parents.shape[1]} members, {copies} copies, {where}: the best member at step {steps[-1]} "
              f"has ancestors in {len(set(line.tolist()))} slots")  # fmt: skip
+    if not isinstance(net, study.Members):
+        return style(figure, title, x="optimiser step", y="squared MMD from validation points", height=480)
     low, middle = np.nanmin(height), np.nanmedian(height)
     figure.update_yaxes(type="log", range=[math.log10(low) - 0.05, math.log10(max(3.0, middle))])
     return style(figure, title, x="optimiser step", y="validation cross-entropy [nats, log]", height=480)
@@ -66,7 +74,8 @@ def schedules(lab) -> go.Figure:
     """Each hyperparameter along the line of ancestors of the winner, a line a seed, as steps."""
     arm = lab.arms["pbt"]
     names = [one.name for one in arm.tasks[0].space]
-    figure = make_subplots(2, 3, subplot_titles=[NAMES[n] for n in names], horizontal_spacing=0.09, vertical_spacing=0.2)
+    heads = [NAMES[n].replace(" [pixel range]", "") for n in names]
+    figure = make_subplots(2, 3, subplot_titles=heads, horizontal_spacing=0.09, vertical_spacing=0.2)
     moved = []
     for i, net in enumerate(arm.members):
         steps, plan = study.schedule(net)
@@ -152,23 +161,29 @@ def lineage_now(net, params) -> go.Figure:
 
 
 def plane_now(net, params) -> go.Figure:
-    """The population in the plane of learning rate and input noise: where each slot has been, coloured by its founder."""
+    """The population in the plane of two hyperparameters (learning rate and input noise; for GANs the two learning rates): how
+    each member's ancestors came to where it is, coloured by founder."""
     trail, figure = net.trail, go.Figure()
     hypers, founders = torch.stack(trail["hypers"]).numpy(), trail["founders"][-1].tolist()
-    parents = trail["parents"]
+    space, other = (study.data.SPACE, 2) if isinstance(net, study.Members) else (study.gan.SPACE, 1)
     for slot, founder in enumerate(founders):
-        colour = PALETTE[founder % 9]
-        line = ancestry(parents, slot).numpy()
-        path = hypers[np.arange(len(line)), line]
-        figure.add_scatter(x=path[:, 0], y=path[:, 2], mode="lines", line=dict(color=faded(colour, 0.35), width=1), showlegend=False,
-                           hoverinfo="skip")  # fmt: skip
-        figure.add_scatter(x=path[-1:, 0], y=path[-1:, 2], mode="markers", marker=dict(color=colour, size=10), showlegend=False,
+        colour, line = PALETTE[founder % 9], ancestry(trail["parents"], slot).numpy()
+        x, y = hypers[np.arange(len(line)), line][:, [0, other]].T
+        figure.add_scatter(x=x, y=y, mode="lines", line=dict(color=faded(colour, 0.35), width=1), showlegend=False, hoverinfo="skip")
+        figure.add_scatter(x=x[-1:], y=y[-1:], mode="markers", marker=dict(color=colour, size=10), showlegend=False,
                            name=f"founder {founder}", hovertemplate="%{x:.3g}, %{y:.3g}")  # fmt: skip
-    low, high = (getattr(study.data.SPACE[0], end) for end in ("low", "high"))
-    figure.update_xaxes(type="log", exponentformat="power", dtick=1, range=[math.log10(low) - 0.1, math.log10(high) + 0.1])
-    figure.update_yaxes(range=[-0.03, 1.03])
-    title = f"{len(founders)} members of {len(set(founders))} founders (a colour each) from step {trail['step'][-1]} on"
-    return style(figure, title, x="learning rate [log]", y="input noise sd [pixel range]", height=460)
+    for one, update in ((space[0], figure.update_xaxes), (space[other], figure.update_yaxes)):
+        if one.log:
+            update(type="log", exponentformat="power", dtick=1, range=[math.log10(one.low) - 0.1, math.log10(one.high) + 0.1])
+        else:
+            update(range=[one.low - 0.03, one.high + 0.03])
+    alive = len(set(founders))
+    title = f"{len(founders)} members, descendants of {alive} founder{'s' * (alive > 1)} (a colour each), since step {trail['step'][-1]}"
+    return style(figure, title, x=_axis(space[0]), y=_axis(space[other]), height=460)
+
+
+def _axis(one) -> str:
+    return NAMES.get(one.name, one.name.replace("_", " ") + " [log]")
 
 
 def toy_now(net, params) -> go.Figure:

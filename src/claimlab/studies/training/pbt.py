@@ -16,7 +16,18 @@ from torch.nn.functional import log_softmax
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.studies.training import _pbt_data as data
-from claimlab.studies.training._pbt_method import ancestry, comparable, exploit, explore, prior, stream, toy, true_score, truncation
+from claimlab.studies.training import _pbt_gan as gan
+from claimlab.studies.training._pbt_method import (
+    ancestry,
+    comparable,
+    exploit,
+    explore,
+    prior,
+    stream,
+    toy,
+    true_score,
+    truncation,
+)
 from claimlab.studies.training._pbt_population import NOISE, SMOOTHING, Company, Members, MemberSGD, Rounds, losses
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Task, Tick
@@ -41,7 +52,7 @@ class Params:
     label_noise: float = knob(0.2, "wrong training labels; makes regularisation schedules worth finding", low=0.0, high=0.5)
     blind: float = knob(0.0, "share of rounds whose ranking is drawn by lot; 1 is copying without selection", low=0.0, high=1.0,
                         unit="fraction", live=True)  # fmt: skip
-    variants: bool = knob(False, "also train populations with the two other exploit rules")
+    variants: bool = knob(False, "also the two other exploit rules, and GANs on a ring of eight Gaussians")
     steps: int = knob(600, "optimiser steps of every member", low=8, high=20000)
     seeds: int = knob(10, "independent repetitions, each with its own split and populations", low=2, high=64)
     SMOKE = dict(population=4, steps=24, ready=6, seeds=2)
@@ -248,6 +259,52 @@ class ReplayFinal(Replay):
     constant = True
 
 
+class Gans(Population):
+    """Random search over GANs on the ring, at most 16 a seed: the score is the squared MMD from validation points."""
+
+    slots = property(lambda self: range(min(16, self.p.population)))
+
+    def bind(self, seed):
+        bound = type(self)(self.p)
+        bound.seed, bound.space = seed, gan.SPACE
+        bound.validation, bound.test = (gan.ring(n, stream(seed, use)) for n, use in ((200, "validation"), (1000, "test")))
+        return bound
+
+    def init(self):
+        drawn = [torch.rand(2, generator=stream(self.seed, "gan prior", slot)) for slot in self.slots]
+        return gan.Gans(prior(gan.SPACE, torch.stack(drawn)), [stream(self.seed, "gan init", slot) for slot in self.slots])
+
+    def block(self, net, rng, step, n):
+        """Points of the ring [n, M, B, 2] and latent normals [n, M, B, 8]."""
+        rngs = [stream(self.seed, "gan batch", slot, step) for slot in self.slots]
+        real = [gan.ring(n * self.batch_size, one).view(n, self.batch_size, 2) for one in rngs]
+        z = [torch.randn(n, self.batch_size, gan.LATENT, generator=one) for one in rngs]
+        return torch.stack(real, 1), torch.stack(z, 1)
+
+    def players(self):
+        return {"critic": gan.critic_loss, "generator": gan.generator_loss}
+
+    def groups(self):
+        return {"critic.hypers": {}, "generator.hypers": {}}
+
+    def optimizer(self, groups):
+        return gan.MemberAdam(groups)
+
+    def metrics(self, net):
+        z = torch.randn(len(self.test), gan.LATENT, generator=stream(self.seed, "gan look")).to(self.test.device)
+        points = net.generator(z)
+        found = gan.mmd(points[:, : len(self.validation)], self.validation).cpu()
+        _, test, validation = self.look(net, found, lambda best: gan.mmd(points[best], self.test))
+        return {"gan_mmd": test, "gan_validation_mmd": validation, "founders": len(net.trail["founders"][-1].unique())}
+
+    def counted(self, loss):
+        return float(loss) if bool(torch.isfinite(loss)) else 1.0  # two points at infinite distance
+
+
+class GansPbt(Gans):
+    copies, explores = ("weights", "hypers"), "copied"
+
+
 # ---- the arms; CLAIMLAB_DATA names your own .npz with X and y, CLAIMLAB_PRIORS a JSON file with your priors
 
 
@@ -294,6 +351,7 @@ ARMS = {
     "exploit_only": Arm(ExploitOnly), "explore_only": Arm(ExploreOnly), "hypers_only": Arm(HypersOnly),
     "replay_schedule": Arm(Replay, after="pbt"), "replay_final": Arm(ReplayFinal, after="pbt"),
     "pbt_tournament": Arm(Tournament, variant=True), "pbt_t_test": Arm(TTest, variant=True),
+    "gan_random": Arm(Gans, variant=True), "gan_pbt": Arm(GansPbt, variant=True),
 }  # fmt: skip
 figures = beside(__name__, "figures")
 VIEWS = {
@@ -301,5 +359,5 @@ VIEWS = {
     "hyperparameter plane": beside(__name__, "plane_now"),
     "toy plane": beside(__name__, "toy_now"),
 }
-__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Members", "MemberSGD", "Params", "Rounds", "data", "explore", "figures",
+__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Members", "MemberSGD", "Params", "Rounds", "data", "explore", "figures", "gan",
            "schedule", "smoothed", "toy", "true_score", "truncation"]  # fmt: skip
