@@ -72,7 +72,7 @@ def _trend(seen: Seen) -> tuple[float, str]:
     norms, looks = np.array_split(seen.records[:, 3], 2), np.diff(seen.validations[-3:])
     slope, noise = trend(seen.records[:, 2])
     if len(looks) == 2 and (looks > 0).all() and norms[1].var() > norms[0].var():
-        return 0.5, "restless: gradient norms vary more and validation rose twice"
+        return 0.5, "restless: gradients vary more, validation rose twice"
     recent = [step for step, what in seen.commands if "plateau" in what and seen.step - step < seen.window]
     if abs(slope) < 1e-3 and not (looks[-1:] > 0).any() and not recent:
         return 0.5, f"plateau: log loss changes by {slope:+.1e} a step"

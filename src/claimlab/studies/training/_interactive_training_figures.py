@@ -17,6 +17,8 @@ from claimlab.studies.training import _interactive_training_tasks as tasks
 TEXT = ["static", "static_cosine", "plateau_clip", "agent", "agent_blind", "agent_no_rollback", "best_checkpoint", "expert_replay"]
 COLOURS = colours(TEXT, "static", "agent") | {"live_data": BLUE, "stale_data": GREY, "restart": "#E69F00"}
 ALARM = "#D55E00"
+TICKS = ["0.00001", "0.0001", "0.001", "0.01", "0.1", "1"]
+ROWS = 16  # of the agent's diary that are shown
 
 
 def figures(lab) -> dict[str, go.Figure]:
@@ -129,9 +131,11 @@ def by_rate(lab) -> go.Figure:
         values = list(_last(lab, arm, "val_loss_bad_start").values())
         figure.add_scatter(x=[lab.params.lr * 1.3], y=[np.mean(values)], name=arm, mode="markers",
                            marker=dict(color=COLOURS[arm], size=11, symbol="diamond"))  # fmt: skip
-    figure.add_vline(x=lab.params.lr, line=dict(dash="dash", width=1), annotation_text="bad start", annotation_position="top left")
-    ticks = ["0.00001", "0.0001", "0.001", "0.01", "0.1", "1"]
-    figure.update_xaxes(type="log", tickvals=[float(tick) for tick in ticks], ticktext=ticks)
+    figure.add_vline(x=lab.params.lr, line=dict(dash="dash", width=1))
+    ends = [math.log10(rate) for rate in (min([*lab.arms["static"].rates]) / 1.6, max([*lab.arms["static"].rates]) * 1.6)]
+    figure.add_annotation(text="bad start", x=math.log10(lab.params.lr), y=1, yref="paper", xanchor="right", xshift=-6,
+                          showarrow=False)  # fmt: skip
+    figure.update_xaxes(type="log", range=ends, tickvals=[float(tick) for tick in TICKS], ticktext=TICKS)
     title = (f"Mean gap between the worst and the best initial rate: {spread['static']:.2f} nats untouched, "
              f"{spread['agent']:.2f} with the agent (bars: 95 % interval over seeds)")  # fmt: skip
     return style(figure, title, x="initial learning rate", y="judged loss at the end [nats a character]", height=500)
@@ -148,11 +152,12 @@ def rates(lab) -> go.Figure:
                            line=dict(color=colour, width=2, shape="vh"))  # fmt: skip
         obeyed = [n for n in net.session["commands"] if n["ok"] and n["command"]["verb"] == "rollback"]
         for note in obeyed:
-            figure.add_scatter(x=[note["step"]], y=[note["command"].get("change", {}).get("value", y[0])], mode="markers",
+            figure.add_scatter(x=[note["step"]], y=[y[0] * 0.86 ** (k + 1)], mode="markers",
                                marker=dict(color=colour, size=11, symbol="triangle-left"), showlegend=False)  # fmt: skip
         back += bool(obeyed)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-    title = f"The agent stepped back at least once on {back} of {len(lab.seeds)} seeds (triangles: rollbacks)"
+    figure.update_yaxes(type="log", tickvals=[v * 10.0**k for k in range(-6, 1) for v in (1, 3)],
+                        ticktext=[f"{v * 10.0**k:g}" for k in range(-6, 1) for v in (1, 3)])  # fmt: skip
+    title = f"The agent stepped back at least once on {back} of {len(lab.seeds)} seeds (a triangle marks the step of a rollback)"
     return style(figure, title, x="gradient steps taken", y="learning rate", height=420)
 
 
@@ -165,7 +170,7 @@ def domains(lab) -> go.Figure:
         for arm in arms:
             rows = lab.table[(lab.table.arm == arm) & (lab.table.metric == f"{domain}_domain_accuracy")]
             wide = rows.pivot_table(index="step", columns="seed", values="value", aggfunc="last")
-            low, high = np.array([interval(row) for row in wide.to_numpy()]).T
+            low, high = np.clip(np.array([interval(row) for row in wide.to_numpy()]), 0, 1).T
             x, at = wide.index.to_numpy(), dict(row=1, col=column, legendgroup=arm)
             figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(COLOURS[arm], 0.2),
                                line_width=0, hoverinfo="skip", showlegend=False, **at)  # fmt: skip
@@ -194,13 +199,14 @@ def decisions(lab) -> go.Figure:
             said = note["effect"] if note["ok"] else f"refused: {note['refusal'][:60]}"
             rows.append((seed, read, f"{said}<br>{note.get('reason', '')}", _number(before), _number(after)))
             falls += [after < before] if math.isfinite(after) else []
-    head = ["seed", "last line of the log", "decision and reason", "validation<br>at the command", "20 steps<br>later"]
-    shown = rows[:24] or [("", "no command was given", "", "", "")]
-    table = go.Table(columnwidth=[8, 50, 68, 20, 16], header=dict(values=head, align="left", font_color="#222222"),
+    head = ["seed", "last line of the log", "decision and reason", "validation", "20 steps<br>later"]
+    shown = rows[:ROWS] or [("", "no command was given", "", "", "")]
+    table = go.Table(columnwidth=[9, 44, 72, 17, 14], header=dict(values=head, align="left", font_color="#222222"),
                      cells=dict(values=list(zip(*shown, strict=True)), align="left", height=38, font_color="#222222"))  # fmt: skip
     title = (f"{sum(falls)} of {len(falls)} commands with 20 steps to come were followed by a lower validation loss"
              if falls else "No command had 20 steps to come")  # fmt: skip
-    return style(go.Figure(table), title, height=190 + 40 * len(shown)).update_layout(margin_b=20)
+    title += f" (the first {ROWS} of {len(rows)})" if len(rows) > ROWS else ""
+    return style(go.Figure(table), title, height=150 + 49 * len(shown)).update_layout(margin_b=20)
 
 
 def value_at(session: dict, step: int, later: bool) -> float:
@@ -236,7 +242,7 @@ def story(net, params) -> go.Figure:
 
 
 @torch.no_grad()
-def written(net, count: int = 3, length: int = 48) -> list[str]:
+def written(net, count: int = 3, length: int = 32) -> list[str]:
     """`length` characters that the net writes after each of `count` windows of the seen text; the draws are always the same."""
     rng, letters = torch.Generator().manual_seed(0), tasks.text().letters
     device = net.head.weight.device
