@@ -123,7 +123,9 @@ def test_networks_of_earlier_moments_come_from_checkpoints(ledger, study):
     def keep(lab, arm, tick):
         if arm == "fast" and tick.step in (40, 80):
             net = lab.arms["fast"].members[0]
-            name = checkpoints.Shelf(ledger, run).put(lab, "asked for")
+            shelf = checkpoints.Shelf(ledger, run)
+            name = shelf.put(lab, "asked for")
+            shelf.settle()
             kept[name] = (net.weight[1] - net.weight[0]).detach().clone()
             lines.append(json.dumps({"view": VIEW, "arm": "fast", "seed": 0, "checkpoint": name}))
 

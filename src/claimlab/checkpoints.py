@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,34 +26,45 @@ class Shelf:
         self.ledger, self.run, self.folder = ledger, run, home() / run / "checkpoints"
         self.wait, self.last = SECONDS, time.monotonic()
         self.here, self.changed = (-1, ""), False  # the checkpoint of this very step, and whether a change came after it
+        self.writing: dict[str, Future] = {}  # training does not wait for the disk: it goes on while a copy is written
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
 
     def put(self, lab: Experiment, why: str, *, exact: bool = True) -> str:
         """Write the state of `lab` and return the checkpoint's name; one that was written at this very step is used again.
 
         Unless `exact`, also where a change has come since: a burst of changes at one step is undone together.
         """
-        import torch
-
         if self.here[0] == lab.done and not (exact and self.changed):
             return self.here[1]
+        self.settle(leave=1)
         taken = {e["payload"]["name"] for e in self.ledger.events(self.run) if e["kind"] == "checkpoint"}
         name = next(n for k in count(1) if (n := f"{lab.done:09d}" + (f"-{k}" if k > 1 else "")) not in taken)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path, began = self.folder / f"{name}.pt", time.monotonic()
-        torch.save(lab.state() if why != "end" else _light(lab.state()), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        self.writing[name] = self.writer.submit(self._write, lab.state() if why != "end" else _light(lab.state()), name)
         self.last, self.here, self.changed = time.monotonic(), (lab.done, name), False
-        self.wait = max(SECONDS, (self.last - began) / SHARE)
         facts = {"name": name, "arms": {n: getattr(a, "step", 0) for n, a in lab.arms.items()}, "why": why}
         self.ledger.event(self.run, "checkpoint", step=lab.done, payload=facts)
         return name
+
+    def _write(self, state: dict[str, Any], name: str) -> None:
+        import torch
+
+        began, path = time.monotonic(), self.path(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path.with_suffix(".part"))
+        os.replace(path.with_suffix(".part"), path)
+        self.wait = max(SECONDS, (time.monotonic() - began) / SHARE)
+
+    def settle(self, leave: int = 0) -> None:
+        """Wait until all but the newest `leave` checkpoints are on the disk; OSError where one could not be written."""
+        for name in list(self.writing)[: len(self.writing) - leave]:
+            self.writing.pop(name).result()
 
     def regular(self, lab: Experiment) -> None:
         """Write a checkpoint when it is time, and let go of regular ones that are no longer among the last."""
         if time.monotonic() - self.last < self.wait:
             return
         self.put(lab, "regular")
-        for one in [c for c in self.all() if c["why"] == "regular"][:-LAST]:
+        for one in [c for c in self.all() if c["why"] == "regular"][:-LAST]:  # the newest two at most are still being written
             self.path(one["name"]).unlink(missing_ok=True)
 
     def end(self, lab: Experiment) -> None:
@@ -61,13 +73,14 @@ class Shelf:
             return
         self.here = (-1, "")
         self.put(lab, "end")
+        self.settle()
         for one in [c for c in self.all() if c["why"] == "regular"]:
             self.path(one["name"]).unlink(missing_ok=True)
 
     def all(self) -> list[dict[str, Any]]:
         """The checkpoints that are there, oldest first: name, step of each arm, why it was written."""
         found = [e["payload"] for e in self.ledger.events(self.run) if e["kind"] == "checkpoint"]
-        return [one for one in found if self.path(one["name"]).exists()]
+        return [one for one in found if one["name"] in self.writing or self.path(one["name"]).exists()]
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
@@ -86,6 +99,7 @@ class Shelf:
         """The state that a checkpoint holds; ValueError where there is none of that name."""
         import torch
 
+        self.settle()
         if name not in [one["name"] for one in self.all()]:
             raise ValueError(f"there is no checkpoint {name!r}; checkpoints: {', '.join(c['name'] for c in self.all()) or 'none'}")
         return torch.load(self.path(name), weights_only=True)
@@ -101,6 +115,7 @@ class Shelf:
 
     def branch(self, name: str, change: dict[str, Any] | None) -> str:
         """Enter a new run that starts from a checkpoint with one change, and start it in a process of its own; its id."""
+        self.settle()
         row = self.ledger.run(self.run)
         child = self.ledger.start_run(
             row["study"], row["params"], profile=row["profile"], seeds=row["seeds"], source_hash=row["source_hash"],

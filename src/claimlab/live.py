@@ -47,6 +47,7 @@ def execute(study: Study, params: Any, ledger: Ledger, run: str, *, seeds: Seque
             driver.shelf.end(lab)
         finally:
             ledger.flush()
+            driver.shelf.settle()
     return lab
 
 

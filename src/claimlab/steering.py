@@ -148,7 +148,9 @@ class Driver:
             self.ledger.set_status(self.run, "running")
 
     def _checkpoint(self, _command, _payload) -> dict:
-        return {"new": self.shelf.put(self.lab, "asked for")}
+        name = self.shelf.put(self.lab, "asked for")
+        self.shelf.settle()  # who asks for it may count on it from the answer on
+        return {"new": name}
 
     def _rollback(self, command, payload) -> dict:
         name = payload.get("checkpoint") or self.shelf.at(payload["step"], command.get("arm"))
