@@ -21,17 +21,17 @@ def panel(study: Study, row: dict[str, Any], arms: list[str], key: str = "view")
     if not study.views or not arms:
         return
     with st.container(border=True, key=f"{key}-frame"):
+        place = st.container()  # the picture stands above what chooses it
         view = st.selectbox("Live view", study.views, key=f"{key}-name", persist_state="session")
         left, right = st.columns(2)
         usual = next((c.arm for c in study.claims if c.arm in arms), arms[0])
         arm = left.selectbox("Arm", arms, index=arms.index(usual), key=f"{key}-arm", persist_state="session")
         seed = right.selectbox("Member", row["seeds"], key=f"{key}-seed", format_func=lambda s: f"seed {s}", persist_state="session")
         moment = _moment(row, key)
-        figure, told = _live(row["id"], view, arm, seed) if moment == NOW else _kept(row["id"], view, arm, seed, moment)
-        if figure is None:
-            st.caption(plain(told))
-            return
-        charts.show(go.Figure(figure), key=f"{key}-picture", alt=f"{view} of {arm}, seed {seed}", margin=20)
+    figure, told = _live(row["id"], view, arm, seed) if moment == NOW else _kept(row["id"], view, arm, seed, moment)
+    with place:
+        if figure is not None:
+            charts.show(go.Figure(figure), key=f"{key}-picture", alt=f"{view} of {arm}, seed {seed}", margin=20)
         st.caption(plain(told))
 
 
