@@ -1,7 +1,8 @@
-"""One study: its question, knobs, running curves, verdicts, figures, past runs and source. ?study=SLUG&run=ID reopens a view."""
+"""One study: its question, knobs, running curves, verdicts, figures, past runs and source. ?study=SLUG&run=ID reopens a view,
+?study=SLUG&p.KNOB=VALUE a setting, ?expect=NUMBER what the reader expects."""
 
 import streamlit as st
-from panels import history, knobs, launch, live, source, store, verdicts
+from panels import address, commands, history, knobs, launch, live, midrun, predict, source, store, verdicts
 from panels.wording import ago, humanised, plain
 
 from claimlab import params, study
@@ -38,6 +39,8 @@ with store.guarded():
 
 with st.sidebar:
     request = knobs.form(chosen, run)
+    if run:
+        midrun.offer(chosen, run)
     if request is not None:
         try:
             with store.guarded():
@@ -45,23 +48,37 @@ with st.sidebar:
         except params.KnobError as error:
             st.error(plain(error), title="Nothing was started", icon=":material/tune:")
         else:
-            st.query_params.from_dict({"study": chosen.slug, "run": started})
+            predict.begun(started)
+            address.go(chosen, started)
             st.rerun()
-    past = [r for r in store.ledger().runs(study=chosen.slug, status="finished", limit=50)]
-    same = [r["ended"] - r["started"] for r in past if r["profile"] == st.session_state[f"{chosen.slug}-profile"] and r["ended"]]
-    if same:
-        st.caption(f"The last run at this profile took {live.span(same[0])} on this machine.")
 
 paper = chosen.paper
 st.title(plain(paper.question), anchor=False)
-st.markdown(
-    f"[{plain(paper.title)}]({paper.url}), {plain(paper.authors)}, {paper.year} · {paper.theme} · {humanised(chosen.family)}"
-)
+with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+    st.markdown(
+        f"[{plain(paper.title)}]({paper.url}), {plain(paper.authors)}, {paper.year} · {paper.theme} · {humanised(chosen.family)}",
+        width="content",
+    )
+    with st.container(horizontal=True, width="content"):
+        with st.popover("Open in JupyterLab", icon=":material/menu_book:", key="jupyter", on_change="rerun") as books:
+            if books.open:
+                commands.jupyter(chosen, history.executed(run))
+        with st.popover("Copy the command", icon=":material/terminal:", key="commands", on_change="rerun") as lines:
+            if lines.open:
+                commands.panel(chosen, run)
+
+asked, expected, waiting = predict.asked(chosen), None, False
+if asked is not None:
+    most = predict.limit(chosen, asked, [standing.verdicts[asked.id]["effect"]] if asked.id in standing.verdicts else [])
+    expected = predict.expected(chosen, most)
+    waiting = predict.waits(chosen, run, expected)
+    predict.panel(chosen, asked, most, expected, folded=bool(run or standing.verdicts) and not waiting)
 
 if trouble:
     st.error(plain(trouble), title="This run cannot be shown", icon=":material/link_off:")
 if run:
-    live.panel(chosen, run)
+    with st.container(key="curves"):  # live views stand beside the curves, on a phone below them
+        live.panel(chosen, run)
 else:
     st.info(
         "Set the knobs in the panel at the left (on a phone it opens at the top left) and press Run. The curves of all arms "
@@ -80,14 +97,21 @@ with store.guarded():
     else:
         judged, control = standing.verdicts, standing.control
         note = "Reference results that come with the project." if standing.reference else "Nothing has been judged yet."
-verdicts.board(chosen, judged, control, note=note)
+hidden = waiting and bool(judged)
+if hidden:
+    verdicts.wait(chosen)
+else:
+    verdicts.board(chosen, judged, control, note=note, expected=expected)
 
 names = ("Figures", "How it works", "Past runs", "Files", "What the scale hides")
 drawings, method, past_runs, files, scale = st.tabs(names, key=f"{chosen.slug}-tab", on_change="rerun")
 with store.guarded():
     if drawings.open:
         with drawings:
-            history.figures(run["id"] if run else "")
+            if hidden:
+                st.caption("The figures show the outcome too: they wait for what you expect.")
+            else:
+                history.figures(run["id"] if run else "")
     if method.open:
         with method:
             st.markdown(plain(source.idea(chosen)))
@@ -98,7 +122,7 @@ with store.guarded():
         with past_runs:
             picked = history.runs(chosen, run["id"] if run else None)
             if picked and picked != (run or {}).get("id"):
-                st.query_params.from_dict({"study": chosen.slug, "run": picked})
+                address.go(chosen, picked)
                 st.rerun()
     if files.open:
         with files:

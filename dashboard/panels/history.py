@@ -67,6 +67,12 @@ def figures(run: str) -> None:
             charts.show(figure, key=f"figure-{name}", title="" if figure.layout.title.text else humanised(name).capitalize())
 
 
+def executed(run: dict[str, Any] | None) -> Path | None:
+    """The notebook that a run left, if it did."""
+    files = [Path(a["path"]) for a in store.ledger().artifacts(run["id"]) if a["kind"] == "notebook"] if run else []
+    return files[-1] if files else None
+
+
 def downloads(study: Study, run: dict[str, Any] | None) -> None:
     """Buttons for what there is: notebook, report, table and log of the run; the study's own notebook always."""
     files = {a["kind"]: Path(a["path"]) for a in store.ledger().artifacts(run["id"])} if run else {}

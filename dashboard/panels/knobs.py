@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+from panels import address, timing
 from panels.wording import changed, humanised, plain, setting
 
-from claimlab import params
+from claimlab import ledger, params
 from claimlab.params import PROFILES, Knob
 from claimlab.study import Study
 
 PAPER, CONTROL, MINE = "paper", "control", "mine"
+TITLES = {PAPER: "Paper", CONTROL: "Break it", MINE: "Mine"}
 MANTISSAS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 WIDE = 100
 
@@ -29,34 +31,46 @@ class Request:
 
 
 def form(study: Study, run: dict[str, Any] | None) -> Request | None:
-    """Draw presets, profile and knobs; the request once Run is pressed. `run` is the run that the page shows, if any."""
-    _prepare(study, run)
+    """Draw presets, profile and knobs; the request once Run is pressed. `run` is the run that the page shows, if any.
+
+    Every change runs the page again, so that address, command, time and what the change means in mid-run follow it.
+    """
+    for refused in _prepare(study, run):
+        st.warning(plain(refused), title="The address asks for what is not allowed", icon=":material/tune:")
     presets = [PAPER, *([CONTROL] if study.control.set else []), MINE]
     st.segmented_control("Preset", presets, key=_key(study, "preset"), required=True, on_change=_apply, args=(study,), wrap=True,
-                         format_func=str.capitalize, persist_state="session")  # fmt: skip
+                         format_func=lambda name: TITLES[name], persist_state="session")  # fmt: skip
     st.segmented_control("Profile", PROFILES, key=_key(study, "profile"), required=True, on_change=_apply, args=(study,), wrap=True,
                          help="smoke takes seconds and judges little, default at most two minutes, full up to twenty",
                          persist_state="session")  # fmt: skip
     _explain(study)
-    with st.form(_key(study, "form"), border=False):
-        for one in study.knobs:
-            _widget(study, one)
-        has_notebook = study.notebook.exists()
-        notebook = st.toggle("Write notebook and report", key=_key(study, "notebook"), disabled=not has_notebook,
-                             help="Runs through the notebook, so that both can be downloaded; starts some seconds later.")  # fmt: skip
-        pressed = st.form_submit_button("Run", type="primary", icon=":material/play_arrow:", width="stretch",
-                                        on_click=_name_preset, args=(study,), key=_key(study, "submit"))  # fmt: skip
-    if not pressed:
-        return None
-    state = st.session_state
-    return Request(
-        current(study), state[_key(study, "profile")], state[_key(study, "preset")] == CONTROL, notebook and has_notebook
-    )
+    for one in study.knobs:
+        _widget(study, one)
+    has_notebook = study.notebook.exists()
+    notebook = st.toggle("Write notebook and report", key=_key(study, "notebook"), disabled=not has_notebook,
+                         help="Runs through the notebook, so that both can be downloaded; starts some seconds later.")  # fmt: skip
+    address.write(profile(study), current(study), *_base(study, run))
+    going = run is not None and run["status"] in ledger.ALIVE
+    pressed = st.button("New run" if going else "Run", type="primary", icon=":material/play_arrow:", width="stretch",
+                        key=_key(study, "submit"), help="Ctrl and Enter do the same", shortcut="Ctrl+Enter")  # fmt: skip
+    if took := timing.estimate(study, current(study), profile(study)):
+        st.caption(f"It takes {took}.")
+    return Request(current(study), profile(study), is_control(study), notebook and has_notebook) if pressed else None
 
 
 def current(study: Study) -> dict[str, Any]:
     """The values that the form shows."""
     return {one.name: st.session_state[_key(study, "knob", one.name)] for one in study.knobs}
+
+
+def profile(study: Study) -> str:
+    """The profile that the form shows."""
+    return st.session_state[_key(study, "profile")]
+
+
+def is_control(study: Study) -> bool:
+    """Whether the form shows the negative control."""
+    return st.session_state[_key(study, "preset")] == CONTROL
 
 
 def usual(study: Study, profile: str = "default") -> dict[str, Any]:
@@ -68,18 +82,28 @@ def _key(study: Study, *parts: str) -> str:
     return "-".join((study.slug, *parts))
 
 
-def _prepare(study: Study, run: dict[str, Any] | None) -> None:
-    """Fill the form once: with the knobs of the run that the page shows, else with the paper's setting."""
+def _base(study: Study, run: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Profile and knobs that the address need not name: those of the run that the page shows, else the paper's setting."""
+    chosen = run["profile"] if run and run["profile"] in PROFILES else "default"
+    return chosen, {**usual(study, chosen), **(run["params"] if run else {})}
+
+
+def _prepare(study: Study, run: dict[str, Any] | None) -> list[str]:
+    """Fill the form once, with the knobs of the address on top of those of the run that the page shows or of the paper's
+    setting; in words what the address may not ask for."""
     state, seen = st.session_state, _key(study, "filled")
     mark = run["id"] if run else ""
     if state.get(seen) == mark or (seen in state and not mark):
-        return
-    state[seen] = mark
-    profile = run["profile"] if run and run["profile"] in PROFILES else "default"
-    values = {**usual(study, profile), **(run["params"] if run else {})}
-    state[_key(study, "profile")] = profile
-    _show(study, values)
+        return []
+    first, state[seen] = seen not in state, mark
+    chosen, values = _base(study, run)
+    asked, own, refused = address.read(study) if first else (None, {}, [])
+    if asked and asked != chosen:
+        chosen, values = asked, {**usual(study, asked)}
+    state[_key(study, "profile")] = chosen
+    _show(study, {**values, **own})
     _name_preset(study)
+    return refused
 
 
 def _show(study: Study, values: dict[str, Any]) -> None:
@@ -123,11 +147,7 @@ def _explain(study: Study) -> None:
     elif preset == MINE:
         own = st.session_state.get(_key(study, "mine"), {})
         usual_here = usual(study, st.session_state[_key(study, "profile")])
-        st.caption(
-            plain(changed({**usual_here, **own}, usual_here))
-            if own
-            else "Turn any knob and press Run; your values are kept here."
-        )
+        st.caption(plain(changed({**usual_here, **own}, usual_here)) if own else "Turn any knob; your values are kept here.")
 
 
 # ---- one widget a knob
@@ -136,7 +156,7 @@ def _explain(study: Study) -> None:
 def _widget(study: Study, one: Knob) -> None:
     key, name = _key(study, "knob", one.name), humanised(one.name)
     facts = {"key": key, "help": plain(f"{one.help}; {one.allowed}") + (", can change while a run goes on" if one.live else "")}
-    facts["persist_state"] = "session"
+    facts |= {"persist_state": "session", "on_change": _name_preset, "args": (study,)}
     label = plain(f"{name} ({one.unit})" if one.unit else name)
     if one.type is bool:
         st.toggle(label, **facts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
-from panels import charts
+from panels import charts, predict
 from panels.wording import badge, humanised, measured, plain, setting
 
 from claimlab import figures
@@ -14,16 +14,28 @@ from claimlab.claims import Claim, says_nothing
 from claimlab.study import Study
 
 
-def board(study: Study, judged: Mapping[str, dict[str, Any]], control: Mapping[str, str], *, note: str) -> None:
-    """One card a claim. `judged` holds verdicts by claim id, `control` the words of the same claims under the control."""
+def board(study: Study, judged: Mapping[str, dict[str, Any]], control: Mapping[str, str], *, note: str,
+          expected: float | None = None) -> None:  # fmt: skip
+    """One card a claim. `judged` holds verdicts by claim id, `control` the words of the same claims under the control,
+    `expected` is the reader's number for the claim that was asked about."""
     st.header("Verdicts", anchor="verdicts")
     st.caption(note)
+    asked = predict.asked(study)
     for claim in study.claims:
         with st.container(border=True):
-            _card(study, claim, judged.get(claim.id), control.get(claim.id))
+            mine = expected if asked is not None and claim.id == asked.id else None
+            _card(study, claim, judged.get(claim.id), control.get(claim.id), mine)
 
 
-def _card(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: str | None) -> None:
+def wait(study: Study) -> None:
+    """In place of verdicts that wait for the reader's expectation."""
+    st.header("Verdicts", anchor="verdicts")
+    st.info("Say above what you expect, and the outcome is drawn beside it.", title="The verdicts are there",
+            icon=":material/psychology_alt:")  # fmt: skip
+    st.button("Just show me", key="show-me", icon=":material/visibility:", on_click=predict.show_at_once)
+
+
+def _card(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: str | None, expected: float | None) -> None:
     drawn = verdict is not None and bool(verdict.get("values"))
     words, picture = st.columns([5, 6], vertical_alignment="center") if drawn else (st.container(), None)
     with words:
@@ -33,15 +45,20 @@ def _card(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: s
             st.markdown(f"{plain(humanised(claim.metric))}: **{plain(measured(verdict))}**")
             if verdict.get("sentence"):
                 st.caption(plain(verdict["sentence"]))
+            if expected is not None:
+                st.markdown(f":material/psychology_alt: {plain(predict.compared(expected, verdict))}")
         _control(study, claim, verdict, control)
         st.caption(plain(_rule(claim)))
     if drawn:
         with picture:
             figure = figures.paired(verdict, claim).update_layout(title_text=None)
             seen = [value for _, value in verdict["values"]] + [verdict[k] for k in ("effect", "low", "high")]
+            alt = f"{shown}: {measured(verdict)}, margin {claim.threshold:g}"
+            if expected is not None:
+                predict.draw(figure, expected)
+                seen, alt = [*seen, expected], f"{alt}, you expected {expected:+.3g}"
             charts.padded(figure, claim.threshold, *([0.0] if claim.kind == "paired" else []), *seen)
-            charts.show(figure, key=f"verdict-{claim.id}", height=190,
-                        alt=f"{shown}: {measured(verdict)}, margin {claim.threshold:g}")  # fmt: skip
+            charts.show(figure, key=f"verdict-{claim.id}", height=190, alt=alt)
 
 
 def _control(study: Study, claim: Claim, verdict: dict[str, Any] | None, control: str | None) -> None:
