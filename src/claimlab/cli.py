@@ -62,12 +62,7 @@ def parser() -> argparse.ArgumentParser:
     tour_parser.add_argument("--no-serve", action="store_true", help="end when the report is written")
     tour_parser.add_argument("--port", type=int, default=8501)
     tour_parser.add_argument("--profile", choices=PROFILES, default="default")
-    dashboard_parser = add("dashboard", dashboard, "start the dashboard on this machine")
-    dashboard_parser.add_argument("--port", type=int, default=8501)
-    dashboard_parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen at; one that others reach "
-                                  "needs a password, or OIDC in .streamlit/secrets.toml")  # fmt: skip
-    dashboard_parser.add_argument("--name", action="append", default=[], help="another host name it is reached under, as behind a proxy")
-    dashboard_parser.add_argument("--set-password", action="store_true", help="ask for the password, store its hash, and end")
+    _add_dashboard(add("dashboard", dashboard, "start the dashboard on this machine"))
     sync_parser = add("sync", sync, "write the generated cells of notebooks and the README's table")
     sync_parser.add_argument("studies", nargs="*", help="the notebooks of these studies alone")
     check_parser = add("check", check, "run the contract of one study, or of all, and say what is missing", reads=True)
@@ -85,6 +80,14 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("run")
     again.add_argument("--seeds", help="other seeds, as 5..9 or 3,4,8: was it luck?")
     return top
+
+
+def _add_dashboard(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--port", type=int, default=8501)
+    one.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                     help="where to listen; what others can reach needs a password, or OIDC in .streamlit/secrets.toml")  # fmt: skip
+    one.add_argument("--name", action="append", default=[], help="another host name it is reached under, as behind a proxy")
+    one.add_argument("--set-password", action="store_true", help="ask for the password, store its hash, and end")
 
 
 def _add_run(one: argparse.ArgumentParser) -> None:
