@@ -10,16 +10,17 @@ from typing import Any
 import pandas as pd
 import plotly
 import streamlit as st
-from panels import charts, knobs, store
+from panels import charts, drawings, knobs, store
 from panels.wording import changed, humanised, span
 
+from claimlab import ledger as ledgers
 from claimlab.study import Study
 
 FILES = {
-    "notebook": ("Notebook", ":material/menu_book:", "application/x-ipynb+json"),
-    "report": ("Report", ":material/article:", "text/html"),
-    "table": ("Table", ":material/table:", "application/vnd.apache.parquet"),
-    "log": ("Log", ":material/terminal:", "text/plain"),
+    "notebook": ("Notebook of this run", ":material/menu_book:", "application/x-ipynb+json"),
+    "report": ("Report of this run (HTML)", ":material/article:", "text/html"),
+    "table": ("Table of this run (Parquet)", ":material/table:", "application/vnd.apache.parquet"),
+    "log": ("Log of this run", ":material/terminal:", "text/plain"),
 }
 
 
@@ -54,9 +55,7 @@ def _line(study: Study, row: dict[str, Any], shown: bool) -> dict[str, Any]:
 
 def figures(run: str) -> None:
     """The figures that a run drew, two beside each other where there is room."""
-    found = [
-        (a["kind"].removeprefix("figure:"), a["path"]) for a in store.ledger().artifacts(run) if a["kind"].startswith("figure:")
-    ]
+    found = drawings_of(run)
     if not found:
         st.caption("Figures are drawn when a run has finished.")
     for name, path in found:
@@ -65,6 +64,12 @@ def figures(run: str) -> None:
             st.caption(f"The figure {humanised(name)} cannot be read any more.")
         else:
             charts.show(figure, key=f"figure-{name}", title="" if figure.layout.title.text else humanised(name).capitalize())
+
+
+def drawings_of(run: str) -> list[tuple[str, str]]:
+    """Name and path of each figure that a run has left."""
+    kind = "figure:"
+    return [(a["kind"].removeprefix(kind), a["path"]) for a in store.ledger().artifacts(run) if a["kind"].startswith(kind)]
 
 
 def executed(run: dict[str, Any] | None) -> Path | None:
@@ -79,13 +84,24 @@ def downloads(study: Study, run: dict[str, Any] | None) -> None:
     with st.container(horizontal=True):
         for kind, (label, icon, mime) in FILES.items():
             if kind in files and files[kind].exists():
-                st.download_button(f"{label} of this run", partial(content, kind, files[kind]), f"{run['id']}-{files[kind].name}", mime,
-                                   icon=icon, on_click="ignore", key=f"download-{kind}")  # fmt: skip
+                name = f"{run['id']}-{files[kind].name}"
+                st.download_button(label, partial(content, kind, files[kind]), name, mime, icon=icon, on_click="ignore",
+                                   key=f"download-{kind}")  # fmt: skip
+        if run and run["status"] in ledgers.ENDED:
+            st.download_button("Table of this run (CSV)", partial(as_csv, run["id"]), f"{run['id']}.csv", "text/csv",
+                               icon=":material/csv:", on_click="ignore", key="download-csv")  # fmt: skip
         if study.notebook.exists():
             st.download_button("Notebook of the study", study.notebook.read_bytes, study.notebook.name, FILES["notebook"][2],
                                icon=":material/school:", on_click="ignore", key="download-study")  # fmt: skip
     if run and "report" not in files:
         st.caption("This run was made without its notebook. Turn on 'Write notebook and report' beside the knobs to get both.")
+    if run and (found := drawings_of(run["id"])):
+        drawings.panel(run["id"], found)
+
+
+def as_csv(run: str) -> bytes:
+    """All points of a run: study, arm, seed, step, metric, value."""
+    return store.ledger().table(run).to_csv(index=False).encode()
 
 
 def content(kind: str, path: Path) -> bytes:

@@ -270,3 +270,58 @@ def test_the_time_comes_from_past_runs_nearest_in_length(lab, monkeypatch):
     assert timing.estimate(study, SETTINGS, "default").startswith("about 40 s, by 3 past runs")
     assert timing.estimate(study, {**SETTINGS, "steps": 80}, "default").startswith("about 1 min 40 s, by 1 past run")
     assert timing.estimate(study, {**SETTINGS, "steps": 8000}, "default").startswith("perhaps 2 h 33 min")
+
+
+# ---- files of a run
+
+
+def test_the_table_and_the_figures_come_as_files_that_other_programs_read(lab, home):
+    import io
+
+    from panels import drawings, history
+
+    run = finished()
+    table = pd.read_csv(io.BytesIO(history.as_csv(run)))
+    pd.testing.assert_frame_equal(table, Ledger().table(run), check_dtype=False)
+    path = home / run / "figures" / "gap.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"data": [{"type": "bar", "x": ["a"], "y": [1]}], "layout": {"height": 300}}')
+    Ledger().artifact(run, "figure:gap", str(path))
+    at = page(run=run)
+    at.session_state[f"{SLUG}-tab"] = "Files"
+    sound(at.run())
+    labels = [b.label for b in at.get("download_button")]
+    assert "Table of this run (CSV)" in labels and "Table of this run (Parquet)" in labels and "Download figure" in labels
+    assert drawings.drawn(str(path), "HTML").lstrip().lower().startswith(b"<!doctype html>")
+    with pytest.raises(FileNotFoundError):
+        drawings.drawn(str(path.with_name("none.json")), "HTML")
+
+
+@pytest.mark.browser
+def test_a_figure_becomes_a_picture(lab, tmp_path):
+    from panels import drawings
+
+    drawings.cannot.clear()
+    if why := drawings.cannot():
+        pytest.skip(f"pictures cannot be drawn here: {why}")
+    path = tmp_path / "f.json"
+    path.write_text('{"data": [{"type": "bar", "x": ["a"], "y": [1]}], "layout": {"height": 300}}')
+    png, svg = (drawings.drawn(str(path), kind) for kind in ("PNG", "SVG"))
+    assert (
+        png[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(png[16:20], "big") == 2000 and int.from_bytes(png[20:24], "big") == 600
+    )
+    assert svg.lstrip().startswith(b"<svg")
+
+
+def test_without_kaleido_the_page_says_so(lab, monkeypatch):
+    import importlib.util
+
+    from panels import drawings
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "kaleido" else real(name, *a))
+    drawings.cannot.clear()
+    try:
+        assert "kaleido is not installed" in drawings.cannot()
+    finally:
+        drawings.cannot.clear()
