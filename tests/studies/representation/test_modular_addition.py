@@ -336,6 +336,15 @@ def test_a_film_goes_on_where_its_run_was_saved():
     assert all(torch.equal(again.film[s], whole.film[s]) for s in whole.film)
 
 
+def test_a_finished_experiment_comes_back_with_nets_that_were_built_and_predictions(smoke):
+    again = Experiment(STUDY, smoke.params)
+    again.load(smoke.state())
+    assert list(again.ticks()) == [] and again.table.equals(smoke.table)
+    for arm in ("construct_few_freq", "lottery", "predict_ode"):
+        for one, other in zip(again.arms[arm].members, smoke.arms[arm].members, strict=True):
+            assert torch.equal(one.theta, other.theta)
+
+
 def test_stages_are_found_on_curves_whose_borders_are_known():
     steps = np.arange(0, 101, 10)
     curves = {"train_accuracy": np.minimum(1, steps / 30), "gradient_norm": np.where(steps < 70, 5.0, 0.4)}

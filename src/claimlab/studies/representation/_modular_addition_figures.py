@@ -53,12 +53,12 @@ def last(lab, arm: str, metric: str) -> float:
 
 def _last_values(lab, metric: str, arms: list[str], what: str) -> go.Figure:
     said = ", ".join(f"{a.partition('_')[2].replace('_', ' ')} {last(lab, a, metric):.2f}" for a in arms)
-    unit = "share of live neurons" if metric == "winner_hit_rate" else "standard deviations of the logits"
+    unit = "hits [share of live neurons]" if metric == "winner_hit_rate" else "margin [sd of all logits]"
     names = {a: a.partition("_")[2].replace("_", " ") for a in arms}
     method_, baseline = (("predict_ode", "predict_magnitude") if metric == "winner_hit_rate" else
                          ("construct_diverse", "construct_quarter_phase"))  # fmt: skip
-    return bars(lab.table, metric, arms=arms, title=f"{what}: {said}", y_title=f"{metric.replace('_', ' ')} [{unit}]",
-                names=names, method=method_, baseline=baseline, height=360)  # fmt: skip
+    return bars(lab.table, metric, arms=arms, title=f"{what}: {said}", y_title=unit, names=names,
+                method=method_, baseline=baseline, height=360)  # fmt: skip
 
 
 # ---- spectrum and phases of the network that sees the whole table
@@ -136,10 +136,11 @@ def races(lab) -> go.Figure:
     judged = study.live(run, 0)
     judged = judged if judged.any() else np.ones_like(judged)
     easy, hard = judged & (won == favourite), judged & (won != favourite)
-    chosen = [int(np.flatnonzero(some if some.any() else judged)[0]) for some in (easy, hard)]
     steps = np.array(sorted(run.film))
     path = torch.stack([run.film[s][0] for s in steps.tolist()]).abs().numpy()
-    end = path[-1].argmax(-1)
+    end, every = path[-1].argmax(-1), np.arange(path.shape[1])
+    lead = path[-1, every, won] / path[-1, every, favourite]  # 1 where the largest start is also the predicted winner
+    chosen = [int(np.flatnonzero(easy if easy.any() else judged)[0]), int(np.argmax(np.where(hard if hard.any() else judged, lead, 0)))]
     names = [f"neuron {m}: largest start k = {favourite[m] + 1}, flow k = {won[m] + 1}, network k = {end[m] + 1}" for m in chosen]
     fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.08)
     for column, m in enumerate(chosen, 1):
@@ -156,7 +157,7 @@ def _one_race(fig, lab, start, predicted, steps, path, column) -> None:
     lr, (a, b) = lab.arms["lottery"].task.lr, start
     ahead_at = np.linspace(0, steps[-1], 200)
     ahead = method.follow(a, b, lab.params.p, ahead_at * lr)
-    ceiling = 2 * path.max()
+    ceiling = max(2 * path.max(), 1.2 * method.LEVEL * abs(a).max())
     for k in sorted(range(len(a)), key=lambda k: k in (winner, favourite)):
         colour = BLUE if k == winner else ORANGE if k == favourite else faded(GREY, 0.6)
         name = "predicted winner" if k == winner else "largest alpha² beta at step 0" if k == favourite else "other frequencies"

@@ -246,11 +246,19 @@ class Measured:
         return {"steps": 0, **self.spent, "seconds": self.seconds}
 
     def ticks(self):
+        if self.step:
+            return
         began = time.perf_counter()
         with torch.no_grad():
             found = self.measure()
         self.step, self.seconds = 1, time.perf_counter() - began
         yield Tick(1, found)
+
+    def state(self) -> dict[str, float]:
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load(self, state: dict[str, float]) -> None:
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 def by_flow(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
