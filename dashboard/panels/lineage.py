@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 from panels import charts, condition, launch, live, source, store, typed
-from panels.wording import STATUS, ago, badge, humanised, number, plain, setting
+from panels.wording import STATUS, ago, badge, humanised, plain, setting
 
 from claimlab import figures, params
 from claimlab.claims import interval
@@ -133,7 +133,7 @@ def drawn(gaps: dict[str, pd.DataFrame], palette: dict[str, str], metric: str) -
 
 
 def sentence(arm: str, gap: pd.DataFrame, metric: str) -> str:
-    """What one sees at the last common step: `fast is 0.008 [0.001, 0.015] above its parent in accuracy at step 400, n = 5`."""
+    """What one sees at the last common step: `fast: +0.008 [0.001, 0.015] against its parent in accuracy at step 400, n = 5`."""
     step = gap["step"].max()
     values = gap.loc[gap["step"] == step, "value"].to_numpy(dtype=float)
     known = values[np.isfinite(values)]
@@ -141,11 +141,7 @@ def sentence(arm: str, gap: pd.DataFrame, metric: str) -> str:
         return f"{arm} gave no number at step {step:,}"
     mean = known.mean()
     low, high = interval(known) if len(known) > 1 else (mean, mean)
-    side = "level with" if mean == 0 else "above" if mean > 0 else "below"
-    gap_text = "" if mean == 0 else f"{number(abs(mean))} "
-    sides = sorted((abs(low), abs(high))) if low * high > 0 else (low, high)
-    within = f"[{number(sides[0])}, {number(sides[1])}]"
-    return f"{arm} is {gap_text}{side} its parent {within} in {humanised(metric)} at step {step:,}, n = {len(known)}"
+    return f"{arm}: {mean:+.3g} [{low:.3g}, {high:.3g}] against its parent in {humanised(metric)} at step {step:,}, n = {len(known)}"
 
 
 # ---- replay
@@ -179,7 +175,8 @@ def replays(row: dict[str, Any], events: Sequence[dict[str, Any]]) -> None:
         child = book.run(name)
         if child["parent"] == row["id"] and child["branch"] == "replay" and child["id"] != row["id"]:
             _answer(child, book.events(name))
-    typed.show([typed.replay(row["id"], seeds)])
+    if not why:
+        typed.show([typed.replay(row["id"], seeds)])
 
 
 def _replay(run: str, seeds: str) -> None:

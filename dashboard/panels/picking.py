@@ -24,10 +24,16 @@ TOP = 2  # of the best, where nobody has chosen yet
 
 def gathered(study: Study) -> list[dict[str, Any]]:
     """The study's runs, newest first, each with `judged`: its verdicts by claim. Two queries, whatever their number."""
-    book = store.ledger()
-    verdicts = book.verdicts_of(study.slug)
-    return [{**row, "judged": {v["claim"]: v for v in verdicts.get(row["id"], ()) if not v["control"]}}
-            for row in book.runs(study=study.slug, limit=MOST)]  # fmt: skip
+    rows = store.ledger().runs(study=study.slug, limit=MOST)
+    # verdicts are written before a run ends, so that they are read anew only when one has begun or ended
+    judged = _judged(study.slug, tuple((row["id"], row["status"]) for row in rows), store.ledger().url)
+    return [{**row, "judged": judged.get(row["id"], {})} for row in rows]
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _judged(slug: str, state: tuple, url: str) -> dict[str, dict[str, dict[str, Any]]]:
+    found = store.ledger().verdicts_of(slug)
+    return {run: {v["claim"]: v for v in verdicts if not v["control"]} for run, verdicts in found.items()}
 
 
 def choice(label: str, name: str, options: Sequence[str], *, usual: str, scope: str, place: Any = st, **facts: Any) -> str:

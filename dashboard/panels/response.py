@@ -16,11 +16,12 @@ from panels.picking import effect_of
 from panels.wording import humanised, number, plain, setting
 
 from claimlab import figures
-from claimlab.claims import Claim
+from claimlab.claims import Claim, interval
 from claimlab.params import Knob
 from claimlab.study import Study
 
-HEIGHT, WIDE, CELLS = 360, 680, 4
+HEIGHT, WIDE, CELLS, MOST = 360, 680, 4, 12
+MANY, LINES = 120, 400  # runs from which on intervals are those of bins; lines of parallel coordinates
 SYMBOLS = {"supported": "circle", "refuted": "x", "undecided": "circle-open"}
 
 
@@ -101,13 +102,17 @@ def parallel(study: Study, rows: Sequence[dict[str, Any]], claim: Claim) -> None
     if len(rows) < 2 or not found:
         st.caption("Parallel coordinates need two judged runs that differ in a knob.")
         return
+    title = strongest(rows, found, claim)
+    if len(rows) > LINES:  # every so many by rank, so that the spread of effects stays
+        rows = sorted(rows, key=lambda row: effect_of(row, claim))[:: -(-len(rows) // LINES)]
+        title += f"; {len(rows)} of them drawn"
     effects = [effect_of(row, claim) for row in rows]
     dimensions = [{"label": humanised(k.name), **axis(k, [row["params"][k.name] for row in rows])} for k in found]
     dimensions.append({"label": "effect", "values": effects})
     figure = go.Figure(go.Parcoords(dimensions=dimensions, labelangle=-15 if len(found) > 5 else 0,
                                     line={"color": effects, "cmid": claim.threshold, "colorscale": scale(claim)}))  # fmt: skip
     figures.style(figure, "", height=HEIGHT).update_layout(margin={"l": 70, "r": 50, "b": 30})
-    charts.show(figure, key="parallel", title=strongest(rows, found, claim), margin=56, least=max(WIDE, 130 * len(dimensions)),
+    charts.show(figure, key="parallel", title=title, margin=56, least=max(WIDE, 130 * len(dimensions)),
                 alt=f"Parallel coordinates of {len(found)} knobs and the effect over {len(rows)} runs")  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def response(study: Study, rows: Sequence[dict[str, Any]], claim: Claim, knob: K
     for word, symbol in SYMBOLS.items():
         part = [row for row in rows if row["judged"][claim.id]["verdict"] == word]
         if part:
-            _points(figure, part, claim, knob, word, symbol)
+            _points(figure, part, claim, knob, word, symbol, len(rows))
     means = (
         pd.Series([effect_of(r, claim) for r in rows], index=[_place(knob, r) for r in rows]).groupby(level=0, sort=False).mean()
     )
@@ -147,6 +152,22 @@ def response(study: Study, rows: Sequence[dict[str, Any]], claim: Claim, knob: K
     charts.show(charts.legend_below(figure, HEIGHT), key="response", title=title, margin=14, alt=title)
 
 
+def _middle(figure: go.Figure, rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob) -> None:
+    """The mean effect over the knob; of many runs, in bins of the knob, with the 95 % interval over the runs of each."""
+    places = binned(knob, [_place(knob, row) for row in rows])
+    groups = pd.Series([effect_of(row, claim) for row in rows], index=places).groupby(level=0, sort=False)
+    if groups.ngroups < 2:
+        return
+    sides = [interval(part.to_numpy()) if len(part) > 1 else (part.mean(), part.mean()) for _, part in groups]
+    means = groups.mean()
+    bars = {"array": [high - m for (_, high), m in zip(sides, means, strict=True)], "thickness": 2, "color": figures.INK,
+            "arrayminus": [m - low for (low, _), m in zip(sides, means, strict=True)]}  # fmt: skip
+    figure.add_scatter(
+        x=list(means.index), y=means.to_numpy(), mode="lines", showlegend=False, name="mean", line={"color": figures.INK, "width": 2},
+        hoverinfo="skip", error_y=bars if len(rows) > MANY else None,
+    )  # fmt: skip
+
+
 def _place(knob: Knob, row: dict[str, Any]) -> Any:
     value = row["params"][knob.name]
     return str(value) if knob.type in (bool, str) else value
@@ -156,7 +177,9 @@ def _order(knob: Knob, value: Any) -> Any:
     return knob.choices.index(value) if knob.type in (bool, str) else value
 
 
-def _points(figure: go.Figure, rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob, word: str, symbol: str) -> None:
+def _points(
+    figure: go.Figure, rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob, word: str, symbol: str, total: int
+) -> None:
     judged = [row["judged"][claim.id] for row in rows]
     effects = np.array([v["effect"] for v in judged], dtype=float)
     low, high = (
@@ -164,10 +187,11 @@ def _points(figure: go.Figure, rows: Sequence[dict[str, Any]], claim: Claim, kno
     )
     text = [f"{word}: {v['effect']:+.3g}, n = {v['n']}, run {row['id'][-6:]}" for row, v in zip(rows, judged, strict=True)]
     colour = figures.VERDICT_COLOURS[word]
+    bars = {"array": high - effects, "arrayminus": effects - low, "color": figures.faded(colour, 0.55), "thickness": 1.5}
     figure.add_scatter(
         x=[_place(knob, row) for row in rows], y=effects, mode="markers", name=f"{figures.VERDICT_ICONS[word]} {word}", text=text,
         marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
-        error_y={"array": high - effects, "arrayminus": effects - low, "color": figures.faded(colour, 0.55), "thickness": 1.5},
+        error_y=bars if total <= MANY else None, opacity=1.0 if total <= MANY else 0.45,
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
@@ -186,12 +210,19 @@ def said(rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob) -> str:
 # ---- heat map over two knobs
 
 
+def binned(knob: Knob, values: Sequence[Any]) -> list[Any]:
+    """The values of a knob for a heat map: as they are where few, else the middle value of one of MOST equally full bins."""
+    if knob.type in (bool, str) or len(set(values)) <= MOST:
+        return list(values)
+    series = pd.Series(values)
+    bins = pd.qcut(series, MOST, duplicates="drop")
+    return series.groupby(bins, observed=True).transform("median").map(lambda v: float(f"{v:.3g}")).tolist()
+
+
 def heat(rows: Sequence[dict[str, Any]], claim: Claim, across: Knob, up: Knob) -> None:
     """Mean effect in each cell of two knobs, with the margin as a contour."""
-    frame = pd.DataFrame(
-        [(row["params"][across.name], row["params"][up.name], effect_of(row, claim)) for row in rows],
-        columns=["x", "y", "effect"],
-    )
+    columns = [binned(knob, [row["params"][knob.name] for row in rows]) for knob in (across, up)]
+    frame = pd.DataFrame({"x": columns[0], "y": columns[1], "effect": [effect_of(row, claim) for row in rows]})
     grid = frame.pivot_table(index="y", columns="x", values="effect", aggfunc="mean")
     if min(grid.shape) < 2 or grid.notna().to_numpy().sum() < CELLS:
         here = f"{grid.shape[1]} of {plain(humanised(across.name))} and {grid.shape[0]} of {plain(humanised(up.name))}"

@@ -168,7 +168,7 @@ def test_the_claim_is_drawn_over_its_knobs_with_interval_margin_and_heat_map(boo
     (heat,) = [spec for spec in specs if spec["data"][0]["type"] == "heatmap"]
     assert heat["data"][1]["contours"]["start"] == heat["data"][1]["contours"]["end"] == 0.05
     (points,) = [s for s in specs if any(t.get("error_y") for t in s["data"])]
-    assert sum(len(t["text"]) for t in points["data"] if t.get("error_y")) == 6
+    assert sum(len(t["text"]) for t in points["data"] if t.get("error_y")) == 6  # each with the interval of its verdict
     at.toggle(key="compare-fixed").set_value(True)
     sound(at.run())
     assert "n = 3 runs" in words(at)  # those that have the baseline's gap

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -288,10 +289,10 @@ def test_a_fork_shows_its_tree_and_its_difference_from_the_common_step_on(book):
     at = opened(page(run=child), "Lineage")
     assert [link.proto.label for link in at.get("page_link") if "original, running" in link.proto.label]
     shown = words(at)
-    assert "fast is 0.12 above its parent [0." in shown and "in accuracy at step 30, n = 5" in shown and "slow is" not in shown
+    assert "fast: +0.12 [0." in shown and "against its parent in accuracy at step 30, n = 5" in shown and "slow: " not in shown
     figure = json.loads(at.get("plotly_chart")[-1].proto.spec)
     assert "fork − parent" in figure["layout"]["yaxis"]["title"]["text"]
-    assert "fork: lr = 0.5 of fast: fast is 0.12 above" in words(opened(page(run=parent), "Lineage"))
+    assert "fork: lr = 0.5 of fast: fast: +0.12 [0." in words(opened(page(run=parent), "Lineage"))
 
 
 def test_the_picture_of_the_tree_joins_each_run_to_its_parent_and_reads_no_marks_in_names():
@@ -411,3 +412,18 @@ def test_every_setting_can_show_both_ends_and_what_it_is_now(book):
         for now in (low, high, 0.0005, 0.3):
             stops = tune.stops(params.Knob(name, 0.001, "", low, high), now)
             assert {low, high, now} <= set(stops) and stops == sorted(stops) and len(stops) < 100
+
+
+def test_neither_page_loads_torch(book, tmp_path):
+    script = tmp_path / "both_pages.py"
+    script.write_text(
+        "import sys\nfrom streamlit.testing.v1 import AppTest\n"
+        f"at = AppTest.from_file({str(APP)!r}, default_timeout=60).run()\n"
+        "for name in ('live', 'compare'):\n"
+        "    at.switch_page(f'app_pages/{name}.py').run()\n"
+        "    assert not at.exception and at.title, name\n"
+        "print('torch' in sys.modules, 'papermill' in sys.modules)\n"
+    )
+    running(book)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "False"], done.stderr
