@@ -135,10 +135,11 @@ def races(lab) -> go.Figure:
     favourite = study.by_magnitude(a, b, lab.params.p)
     judged = study.live(run, 0)
     judged = judged if judged.any() else np.ones_like(judged)
-    easy, hard = judged & (won == favourite), judged & (won != favourite)
+    every, sizes = np.arange(len(a)), abs(a)
+    easy, hard = judged & (won == favourite), judged & (sizes[every, won] < sizes[every, favourite])
     steps = np.array(sorted(run.film))
     path = torch.stack([run.film[s][0] for s in steps.tolist()]).abs().numpy()
-    end, every = path[-1].argmax(-1), np.arange(path.shape[1])
+    end = path[-1].argmax(-1)
     lead = path[-1, every, won] / path[-1, every, favourite]  # 1 where the largest start is also the predicted winner
     chosen = [int(np.flatnonzero(easy if easy.any() else judged)[0]), int(np.argmax(np.where(hard if hard.any() else judged, lead, 0)))]
     names = [f"neuron {m}: largest start k = {favourite[m] + 1}, flow k = {won[m] + 1}, network k = {end[m] + 1}" for m in chosen]
@@ -249,8 +250,8 @@ def grokking(lab) -> go.Figure:
     fig.update_yaxes(type="log", exponentformat="power", row=4).update_yaxes(range=[-0.03, 1.05], row=1)
     fig.update_xaxes(title_text="optimiser step", row=4)
     test = [last(lab, arm, "test_accuracy") for arm in ("grok_decay", "grok_no_decay")]
-    return style(fig, f"With decay the held-out cells are answered {test[0]:.0%} right at the end, without {test[1]:.0%} (mean of "
-                 f"{len(lab.seeds)} seeds, bands 95 %)", height=760)  # fmt: skip
+    return style(fig, f"Held-out cells right at the end: {test[0]:.0%} with decay, {test[1]:.0%} without ({len(lab.seeds)} seeds)",
+                 height=760)  # fmt: skip
 
 
 def _mean(fig, rows, metric: str, colour: str, name: str, dash: str, row: int) -> None:
