@@ -131,6 +131,9 @@ def start_dashboard(port: int, host: str = "127.0.0.1", names: Sequence[str] = (
     free = free_port(port, host)
     if free != port:
         ERRORS.print(f"Port {port} is in use; the dashboard takes {free}.", highlight=False)
+    if not access.local(host):
+        ERRORS.print("Others can read along on the way: put a proxy with HTTPS before it where the network is not your own.",
+                     highlight=False)  # fmt: skip
     known = [*access.names_of(host), *names]
     command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(free), "--server.address", host,
                "--server.headless", "true", "--browser.gatherUsageStats", "false"]  # fmt: skip
