@@ -249,4 +249,4 @@ def opened(path: Path) -> str:
         if link in text:
             library = (Path(plotly.__file__).parent / "package_data" / PLOTLY).read_text(encoding="utf-8")
             text = text.replace(link, f"<script>{library}</script>", 1)
-    return text
+    return text.replace('href="index.html"', 'href="reports" target="_top"')  # its index is the page that it is shown on

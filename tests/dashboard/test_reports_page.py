@@ -39,7 +39,7 @@ def write(folder, verdicts, failures=(), runs=("",), profile="default"):
              for run in runs]  # fmt: skip
     fails = [{"page": "", "control": False, "status": "failed", **one} for one in failures]
     export.index(folder / "index.html", facts=["x"], rows=rows, changes=[], studies=lines, failures=fails)
-    (folder / "toy-blobs.html").write_text('<html><script src="plotly.min.js"></script><p>A page</p></html>')
+    (folder / "toy-blobs.html").write_text('<html><script src="plotly.min.js"></script><p>A page</p><a href="index.html">All</a></html>')
     (folder / "plotly.min.js").write_text("// plotly")
     return folder
 
@@ -127,6 +127,7 @@ def test_a_page_opens_with_its_figures_and_all_files_come_as_one_zip(lab, home):
     folder = write(home / "report", {("toy-blobs", "fast-wins"): "supported"})
     (folder / "secret.pem").write_text("no part of a report")
     text = reports.opened(folder / "toy-blobs.html")
+    assert 'href="index.html"' not in text  # which would lead out of the page that it is shown on
     assert "A page" in text and "plotly.min.js" not in text[:200] and len(text) > 1_000_000
     with zipfile.ZipFile(io.BytesIO(reports.zipped(folder))) as archive:
         assert set(archive.namelist()) == {

@@ -54,9 +54,10 @@ def started(page, address, steps=40):
         slider = page.get_by_role("slider", name="steps")
         slider.focus()
         slider.press("End")
+        page.wait_for_url("**p.steps=*")
     page.get_by_role("button", name=RUN).click()
     page.wait_for_url("**run=*")
-    return page.url.rpartition("run=")[2]
+    return re.search(r"run=([\w-]+)", page.url)[1]
 
 
 def ended(run, within=90):
