@@ -29,7 +29,8 @@ def finished(arm, seeds=(1000, 1001), **values):
 
 
 def same(ones, others):
-    return all(torch.equal(a, b) for m, n in zip(ones, others, strict=True) for a, b in zip(m.parameters(), n.parameters(), strict=True))
+    pairs = (pair for m, n in zip(ones, others, strict=True) for pair in zip(m.parameters(), n.parameters(), strict=True))
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def mark(session):
@@ -265,7 +266,7 @@ RESTLESS = np.r_[np.ones(15), np.tile([1.0, 3.0], 8)[:15]]
         (log(FLAT, {10: 2.1, 20: 2.1, 30: 9.0}, commands=[(15, "lr 0.02 -> 0.01 ()")]), ("rollback", 0.003)),
         (log(FLAT, {10: 2.1, 20: 2.1, 30: 2.1}), ("set", 0.005)),
         (log(FLAT, {10: 2.1, 20: 2.1, 30: 2.2}), None),  # flat, but validation rises
-        (log(FLAT, {10: 2.1, 20: 2.1, 30: 2.1}, commands=[(10, "lr 0.02 -> 0.01 (plateau: log loss)")]), None),  # once in a window
+        (log(FLAT, {10: 2.1, 20: 2.1, 30: 2.1}, commands=[(10, "lr 0.02 -> 0.01 (plateau: x)")]), None),  # once in a window
         (log(FLAT[:29], {10: 2.1, 20: 2.1, 30: 2.1}), None),  # less than a window
         (log(FALL, {10: 2.6, 20: 2.5, 30: 1.9}, best=(1.9, 30)), ("set", 0.015)),
         (log(FALL, {10: 2.6, 20: 2.5, 30: 2.3}), None),  # falls, but the best look lies before it
@@ -527,7 +528,8 @@ def test_figures_and_views_hold_data(smoke):
     for name, figure in figures.items():
         assert figure.layout.title.text
         curves = [trace for trace in figure.data if trace.type == "scatter"]
-        assert name == "log, decision, effect" or (curves and all(len(t.x) and np.isfinite(np.asarray(t.y, float)).any() for t in curves))
+        drawn = [len(t.x) and np.isfinite(np.asarray(t.y, float)).any() for t in curves]
+        assert name == "log, decision, effect" or (drawn and all(drawn))
     agent, digits = smoke.arms["agent"].members[0], smoke.arms["live_data"].members[0]
     assert len(M.VIEWS["loss and commands"](agent, smoke.params).data) >= 2
     heat = M.VIEWS["new inputs"](digits, smoke.params).data[0].z
@@ -573,5 +575,6 @@ def test_control_brings_no_other_domain():
     domains = DATA.domains(1000, params.domain_shift)
     assert torch.equal(domains.old[0], domains.new[0]) and torch.equal(domains.old[1], domains.new[1])
     lab = Experiment(STUDY, params, seeds=[1000, 1001], arms=["live_data", "stale_data"]).run()
-    wide = lab.table[lab.table.metric.str.endswith("accuracy")].pivot_table(index=["arm", "seed", "step"], columns="metric", values="value")
+    rows = lab.table[lab.table.metric.str.endswith("accuracy")]
+    wide = rows.pivot_table(index=["arm", "seed", "step"], columns="metric", values="value")
     assert np.array_equal(wide.new_domain_accuracy, wide.old_domain_accuracy)

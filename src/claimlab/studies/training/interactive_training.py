@@ -34,7 +34,7 @@ class Params:
     cut: float = knob(0.3, "factor on the learning rate after a runaway", low=0.05, high=0.9, live=True)
     alarm: float = knob(1.2, "how far above its best the validation loss may rise, as a factor", low=1.05, high=5.0, live=True)
     stream_weight: float = knob(0.3, "share of each batch drawn from newly arrived data", low=0.0, high=1.0, live=True)
-    clip: float = knob(0.0, "gradient norm clip, 0 = off", low=0.0, high=10.0, live=True)
+    clip: float = knob(0.0, "gradient norm clip, 0 is off", low=0.0, high=10.0, live=True)
     driver: str = knob("agent", "who steers", choices=("nobody", "agent", "replay", "external"), live=True)
     domain_shift: float = knob(1.0, "how far the users' inputs differ from the source: share of the 90 degree turn and of the "
                                "contrast inversion; 0 is the same domain", low=0.0, high=1.0)
