@@ -53,7 +53,7 @@ def share(rows: Sequence[dict[str, Any]], claim: Claim) -> str:
     held = found.count("supported")
     rest = [f"{word} in {found.count(word)}" for word in ("refuted", "undecided") if word in found]
     part = f" ({100 * held / len(found):.0f} %)" if len(found) > 1 else ""
-    return f"The claim holds in {held} of {len(found)} settings{part}" + (f"; {', '.join(rest)}" if rest else "")
+    return f"The claim holds in {held:,} of {len(found):,} settings{part}" + (f"; {', '.join(rest)}" if rest else "")
 
 
 # ---- parallel coordinates
@@ -64,7 +64,7 @@ def axis(knob: Knob, values: Sequence[Any]) -> dict[str, Any]:
     if knob.type in (bool, str):
         names = [str(c) for c in knob.choices if c in values]
         return {"values": [names.index(str(v)) for v in values], "tickvals": list(range(len(names))), "ticktext": names}
-    if knobs.wide(knob) and min(values) > 0:
+    if 0 < knobs.WIDE * min(values) <= max(values):
         ticks = sorted(set(values))
         ticks = ticks[:: max(1, -(-len(ticks) // 6))]
         return {
@@ -93,7 +93,7 @@ def strongest(rows: Sequence[dict[str, Any]], found: Sequence[Knob], claim: Clai
         return f"The effect over {len(rows)} runs"
     name = max(ties, key=lambda n: abs(ties[n]))
     side = "grows" if ties[name] > 0 else "falls"
-    return f"The effect {side} most with {humanised(name)}: rank correlation {ties[name]:+.2f}, n = {len(rows)} runs"
+    return f"The effect {side} most with {humanised(name)}: rank correlation {ties[name]:+.2f}, n = {len(rows):,} runs"
 
 
 def parallel(study: Study, rows: Sequence[dict[str, Any]], claim: Claim) -> None:
@@ -133,12 +133,7 @@ def response(study: Study, rows: Sequence[dict[str, Any]], claim: Claim, knob: K
         part = [row for row in rows if row["judged"][claim.id]["verdict"] == word]
         if part:
             _points(figure, part, claim, knob, word, symbol, len(rows))
-    means = (
-        pd.Series([effect_of(r, claim) for r in rows], index=[_place(knob, r) for r in rows]).groupby(level=0, sort=False).mean()
-    )
-    if len(means) > 1:
-        figure.add_scatter(x=list(means.index), y=means.to_numpy(), mode="lines", showlegend=False, hoverinfo="skip",
-                           line={"color": figures.INK, "width": 1.5})  # fmt: skip
+    _middle(figure, rows, claim, knob)
     figure.add_hline(y=claim.threshold, line={"color": figures.INK, "dash": "dash", "width": 1.5})
     figure.add_annotation(text=f"margin {claim.threshold:+g}", x=1, xref="x domain", y=claim.threshold, xanchor="right", yanchor="bottom",
                           showarrow=False)  # fmt: skip
@@ -146,7 +141,7 @@ def response(study: Study, rows: Sequence[dict[str, Any]], claim: Claim, knob: K
     figures.style(figure, "", x=humanised(knob.name) + unit, y=f"effect on {humanised(claim.metric)}", height=HEIGHT)
     if knob.type in (bool, str):
         figure.update_xaxes(type="category")
-    elif knobs.wide(knob) and all(row["params"][knob.name] > 0 for row in rows):
+    elif 0 < knobs.WIDE * rows[0]["params"][knob.name] <= rows[-1]["params"][knob.name]:
         figure.update_xaxes(type="log")
     title = said(rows, claim, knob)
     charts.show(charts.legend_below(figure, HEIGHT), key="response", title=title, margin=14, alt=title)
@@ -197,14 +192,19 @@ def _points(
 
 
 def said(rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob) -> str:
-    """What one sees: the effect at the first and the last value of the knob."""
-    first, last = rows[0]["params"][knob.name], rows[-1]["params"][knob.name]
-    here, there = (np.mean([effect_of(r, claim) for r in rows if r["params"][knob.name] == v]) for v in (first, last))
-    name = humanised(knob.name)
-    if first == last:
-        return f"At {name} = {setting(first)} the effect is {here:+.3g}, n = {len(rows)} runs"
-    ends = f"from {here:+.3g} at {name} = {setting(first)} to {there:+.3g} at {name} = {setting(last)}"
-    return f"The effect goes {ends}, n = {len(rows)} runs"
+    """What one sees: the mean effect at the first and the last value, or bin, of the knob; `rows` go with its value."""
+    means = _means(rows, claim, knob)
+    name, (first, *_), (here, *_) = humanised(knob.name), means.index, means
+    if len(means) < 2:
+        return f"At {name} = {setting(first)} the effect is {here:+.3g}, n = {len(rows):,} runs"
+    ends = f"from {here:+.3g} at {name} = {setting(first)} to {means.iloc[-1]:+.3g} at {name} = {setting(means.index[-1])}"
+    return f"The effect goes {ends}, n = {len(rows):,} runs"
+
+
+def _means(rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob) -> pd.Series:
+    places = binned(knob, [row["params"][knob.name] for row in rows])
+    effects = pd.Series([effect_of(row, claim) for row in rows]).groupby(pd.Series(places, dtype=object), sort=False)
+    return effects.mean()
 
 
 # ---- heat map over two knobs
@@ -253,13 +253,11 @@ def heat(rows: Sequence[dict[str, Any]], claim: Claim, across: Knob, up: Knob) -
         update(tickvals=list(range(len(values))), ticktext=[setting(v.item() if hasattr(v, "item") else v) for v in values])
     past = (z >= claim.threshold) if claim.better == "higher" else (z <= claim.threshold)
     cells = int(np.isfinite(z).sum())
-    title = (
-        f"Past the margin of {claim.threshold:+g} in {int((past & np.isfinite(z)).sum())} of {cells} cells, n = {len(rows)} runs"
-    )
+    title = f"Past the margin of {claim.threshold:+g} in {int((past & np.isfinite(z)).sum())} of {cells} cells, n = {len(rows):,} runs"
     charts.show(figure, key="heat", title=title, margin=14, alt=title + "; the line is the margin")
 
 
 def summary(rows: Sequence[dict[str, Any]], claim: Claim) -> str:
     """The spread of the effect over all runs, in words."""
     effects = sorted(effect_of(row, claim) for row in rows)
-    return f"effects from {number(effects[0])} to {number(effects[-1])}, n = {len(rows)} runs"
+    return f"effects from {number(effects[0])} to {number(effects[-1])}, n = {len(rows):,} runs"
