@@ -409,6 +409,7 @@ def test_figures_at_smoke_hold_what_was_measured(smoke):
     drawn = smoke.figures()
     assert set(drawn) == {"spectrum", "phases", "race", "vote", "winner_hit_rate", "logit_margin", "grokking"}
     assert np.allclose(np.array(drawn["spectrum"].data[-1].z).sum(1), 1, atol=1e-5)
+    assert not study.live(smoke.arms["lottery"], 0).any() and "no neuron" in drawn["race"].layout.title.text
     film, end = smoke.arms["full_data"].film, drawn["phases"].data[3]
     share, k = method.shares(film[max(film)][0]).max(-1)
     b = film[max(film)][1].gather(-1, k[:, None])[:, 0]

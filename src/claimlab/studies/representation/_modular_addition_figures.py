@@ -133,8 +133,8 @@ def races(lab) -> go.Figure:
     a, b = study.start(run, 0)
     won, times = method.race(a, b, lab.params.p)
     favourite = study.by_magnitude(a, b, lab.params.p)
-    judged = study.live(run, 0)
-    judged = judged if judged.any() else np.ones_like(judged)
+    grown = study.live(run, 0)
+    judged = grown if grown.any() else np.ones_like(grown)
     every, sizes = np.arange(len(a)), abs(a)
     easy, hard = judged & (won == favourite), judged & (sizes[every, won] < sizes[every, favourite])
     steps = np.array(sorted(run.film))
@@ -146,9 +146,10 @@ def races(lab) -> go.Figure:
     fig = make_subplots(1, 2, subplot_titles=names, horizontal_spacing=0.08)
     for column, m in enumerate(chosen, 1):
         _one_race(fig, lab, (a[m], b[m]), (int(won[m]), float(times[m]), int(favourite[m])), steps, path[:, m], column)
-    agree = np.mean((won == end)[judged])
-    style(fig, f"The flow, started from step 0, names the winner of {agree:.0%} of the {judged.sum()} live neurons of seed "
-          f"{lab.seeds[0]}; here are two of them", height=480, x="gradient step")  # fmt: skip
+    said = (f"The flow, started from step 0, names the winner of {np.mean((won == end)[grown]):.0%} of the {grown.sum()} live neurons "
+            f"of seed {lab.seeds[0]}; here are two of them" if grown.any() else
+            f"Until step {steps[-1]} no neuron of seed {lab.seeds[0]} has tripled its largest amplitude; two of them")  # fmt: skip
+    style(fig, said, height=480, x="gradient step")
     fig.update_yaxes(type="log", exponentformat="power", dtick=1).update_yaxes(title_text="amplitude alpha_k of the input weights", col=1)
     return fig.update_annotations(font_size=11)
 
