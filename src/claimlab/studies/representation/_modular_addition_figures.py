@@ -293,9 +293,8 @@ def spectrum_view(net, params) -> go.Figure:
 
 def phase_view(net, params) -> go.Figure:
     """Output phase against twice the input phase at each neuron's strongest frequency."""
-    fig = make_subplots(1, 1)
-    a, b = _spectra(net)
-    _cloud(fig, a, b, row=1, col=1)
+    fig, (a, b) = go.Figure(), _spectra(net)
+    _cloud(fig, a, b)
     return style(fig, f"psi lies {float(method.misalignment(a, b)):.2f} rad from 2 phi (random: {math.pi / 2:.2f})",
                  height=520).update_layout(showlegend=False)  # fmt: skip
 
