@@ -11,6 +11,8 @@ from panels.wording import number, plain
 
 from claimlab.ledger import ENDED, LedgerError, home
 
+SHOWN = 4
+
 
 def checkpoints(run: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The checkpoints whose files are there, oldest first: name, step of each arm, why it was written."""
@@ -55,15 +57,15 @@ def divergence(row: dict[str, Any], events: Sequence[dict[str, Any]], why: str) 
     kept = checkpoints(row["id"], events)
     undone = max((e["id"] for e in events if e["kind"] == "rollback"), default=0)
     found = [e for e in events if e["kind"] == "diverged" and e["id"] > undone]
-    for event in found[:4]:
-        st.error(
-            plain(told(event)),
-            title=f"Seed {event['seed']} of {plain(event['arm'])} has diverged",
-            icon=":material/emergency_home:",
-        )
-    if len(found) > 4:
-        st.caption(f"{len(found) - 4} more members have diverged; the table of events lists them.")
     if found:
+        names = [f"seed {e['seed']} of {e['arm']}" for e in found]
+        title = f"{len(found)} members have diverged" if len(found) > 1 else f"{names[0]} has diverged".capitalize()
+        lines = [
+            f"{name}: {told(event)}" if len(found) > 1 else told(event) for name, event in zip(names, found[:SHOWN], strict=False)
+        ]
+        lines += [f"{len(found) - SHOWN} more, which the table of events lists."] if len(found) > SHOWN else []
+        lines.append("The other members go on; a claim without these stays undecided.")
+        st.error("  \n".join(map(plain, lines)), title=plain(title), icon=":material/emergency_home:")
         _back(row, found[0], kept, why)
 
 
@@ -71,17 +73,11 @@ def told(event: dict[str, Any]) -> str:
     """One divergence in words."""
     facts = event["payload"]
     if not facts:
-        return f"Its numbers were not finite at step {event['step']:,}. The other members go on."
+        return f"its numbers were not finite at step {event['step']:,}."
     norm = facts.get("gradient_norm")
-    before = (
-        f" The gradient's norm at the step before was {number(norm)}."
-        if norm is not None
-        else " There was no good step before it."
-    )
-    return (
-        f"First at step {facts['step']:,}: {facts['tensor'] or 'the loss'} was no longer finite.{before} "
-        f"Its last good step is {facts['last_good']:,}. The other members go on; a claim without this one stays undecided."
-    )
+    before = f"the gradient's norm just before was {number(norm)}" if norm is not None else "there was no good step before"
+    what = facts["tensor"] or "the loss"
+    return f"first at step {facts['step']:,}, where {what} was no longer finite; {before}; last good step {facts['last_good']:,}."
 
 
 def _back(row: dict[str, Any], event: dict[str, Any], kept: Sequence[dict[str, Any]], why: str) -> None:

@@ -21,6 +21,7 @@ from claimlab.params import Knob
 from claimlab.study import Study
 
 HEIGHT, WIDE, CELLS, MOST = 360, 680, 4, 12
+CONTOUR = "#1f2933"  # on cells, whose colours are the same in both themes
 MANY, LINES = 120, 400  # runs from which on intervals are those of bins; lines of parallel coordinates
 SYMBOLS = {"supported": "circle", "refuted": "x", "undecided": "circle-open"}
 
@@ -240,7 +241,7 @@ def heat(rows: Sequence[dict[str, Any]], claim: Claim, across: Knob, up: Knob) -
             **show_text,
         )
     )
-    line = {"color": figures.INK, "width": 3, "dash": "dash"}
+    line = {"color": CONTOUR, "width": 3}
     figure.add_contour(
         z=z,
         showscale=False,

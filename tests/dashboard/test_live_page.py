@@ -392,7 +392,8 @@ def test_a_divergence_is_explained_and_the_last_good_checkpoint_offered(book, ho
     book.event(run, "diverged", step=30, arm="fast", seed=3, payload=facts)
     at = page(run=run)
     shown = words(at)
-    assert "First at step 25: weight was no longer finite" in shown and "123" in shown and "last good step is 20" in shown
+    assert "first at step 25, where weight was no longer finite" in shown and "norm just before was 123" in shown
+    assert "last good step 20" in shown and "Seed 3 of fast has diverged" in [e.proto.title for e in at.error if hasattr(e.proto, "title")]
     sound(at.button(key="last-good").click().run())
     (command,) = book.commands(run)
     assert (command["verb"], command["payload"]) == ("rollback", {"checkpoint": "a"})
