@@ -336,7 +336,8 @@ def test_smoke_records_every_claim_and_draws_every_figure(smoke):
     for figure in figures.values():
         drawn = [t for t in figure.data if t.type == "scatter" and t.x is not None and len(t.x)]
         assert drawn and figure.layout.title.text
-        assert all(np.isfinite([v for v in t.y if v is not None]).all() for t in drawn)
+        heights = [np.asarray(t.y, dtype=float) for t in drawn]  # NaN is a gap in a line
+        assert all(np.isfinite(y).any() and not np.isinf(y).any() for y in heights)
     budget = smoke.budgets.set_index("arm")
     assert budget.loc["pbt", "samples"] == budget.loc["random_search", "samples"]
 

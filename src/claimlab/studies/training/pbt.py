@@ -123,7 +123,7 @@ class Population(Task):
         bound = type(self)(self.p)
         bound.seed, bound.space = seed, data.space(os.environ.get("CLAIMLAB_PRIORS", ""))
         bound.split = data.split(seed, self.p.label_noise, os.environ.get("CLAIMLAB_DATA", ""))
-        bound.x, bound.y = bound.split.x, bound.split.y
+        bound.x, bound.y, bound.validation, bound.test = (getattr(bound.split, k) for k in ("x", "y", "validation", "test"))
         return bound
 
     def init(self):
@@ -174,7 +174,7 @@ class Population(Task):
 
     def metrics(self, net):
         """Of the member that is best on validation now; all validation losses go to the trail."""
-        found, tested = losses(net, *self.split.validation).cpu(), partial(losses, net, *self.split.test)
+        found, tested = losses(net, *self.validation).cpu(), partial(losses, net, *self.test)
         best, test, validation = self.look(net, found, tested)
         return {"test_loss": test, "validation_loss": validation, "founders": len(net.trail["founders"][-1].unique()),
                 "learning_rate": net.trail["hypers"][-1][best, 0]}  # fmt: skip
