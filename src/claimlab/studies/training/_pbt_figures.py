@@ -90,7 +90,7 @@ def schedules(lab) -> go.Figure:
         if one.log:
             figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=k // 3 + 1, col=k % 3 + 1)
     fell = sum(ratio < 1 for ratio in moved)
-    title = f"What the winners' ancestors used: the learning rate ended below its start in {fell} of {len(moved)} seeds"
+    title = f"Along the winners' lines of ancestors the learning rate fell in {fell} of {len(moved)} seeds"
     return style(figure, title, height=600)
 
 
@@ -143,8 +143,8 @@ def toy_plane(seed: int, share: float = 1.0) -> go.Figure:
         figure.add_scatter(x=[0], y=[0], mode="markers", marker=dict(symbol="star", size=13, color=OTHERS[0]), name="optimum, Q = 1.2",
                            showlegend=column == 1, row=1, col=column)  # fmt: skip
     figure.update_xaxes(title_text="θ₀", range=[-0.05, 1.0]).update_yaxes(title_text="θ₁", range=[-0.05, 1.0])
-    when = "end" if share >= 1 else f"are at {share:.0%} of the way"
-    title = f"With copies the workers {when} at a best score of {best[0]:.2f}, without them at {best[1]:.2f} (noise of seed {seed})"
+    when = "at the end" if share >= 1 else f"at {share:.0%} of the way"
+    title = f"Best score {when}: {best[0]:.2f} with copies, {best[1]:.2f} without (noise of seed {seed})"
     return style(figure, title, height=470)
 
 
