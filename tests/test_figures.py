@@ -58,7 +58,11 @@ def test_a_missing_seed_leaves_the_band_of_the_others(table):
 
 def test_a_curve_has_a_line_a_seed_a_band_and_a_mean_for_each_arm(table):
     figure = figures.curve(table, "accuracy", title="t", y_title="accuracy (share)", baseline="old", method="new")
-    assert len(figure.data) == 3 * (5 + 1 + 1)
+    assert len(figure.data) == 3 * (1 + 1 + 1)
+    for arm, seeds in zip(("old", "new", "other"), figure.data[::3], strict=True):
+        rows = table[(table["arm"] == arm) & (table["metric"] == "accuracy")]
+        lines = np.split(np.asarray(seeds.y), np.flatnonzero(np.isnan(seeds.y)) + 1)[:5]
+        assert [line[:-1].tolist() for line in lines] == [one["value"].tolist() for _, one in rows.groupby("seed")]
     named = {trace.name: trace for trace in figure.data if trace.showlegend is not False}
     assert set(named) == {"old (n = 5)", "new (n = 5)", "other (n = 5)"}
     assert named["old (n = 5)"].line.color == figures.GREY and named["new (n = 5)"].line.color == figures.BLUE

@@ -22,16 +22,22 @@ POINTS = 6000  # of all lines of one chart together
 LEGEND_ROW, CHARACTER, NARROW = 22, 7.0, 300
 
 
-def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "",
-         least: int = 0, on_select: str = "ignore") -> Any:  # fmt: skip
-    """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off.
+class Drawn(go.Figure):
+    """A figure in the ink of the page, ready to be sent again and again: what the browser gets is worked out once.
 
-    `least`: pixels that the figure needs in width; a narrower page scrolls it. With `on_select="rerun"` a click on a point
-    runs the page again and the selection is returned.
+    `text` is its title, which goes above it; `least` the pixels that it needs in width.
     """
-    text = title or " ".join((figure.layout.title.text or "").replace("<br>", " ").split())
-    if text:
-        st.markdown(f"**{plain(text)}**")
+
+    def __init__(self, figure: go.Figure, *, height: int | None = None, margin: int = 34):
+        for name, value in _dressed(figure, height, margin).items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._sent
+
+
+def _dressed(figure: go.Figure, height: int | None, margin: int) -> dict[str, Any]:
+    text = " ".join((figure.layout.title.text or "").replace("<br>", " ").split())
     ink = INK.get(st.context.theme.type or "light", INK["light"])
     figure.update_layout(title_text=None, font={"color": ink, "family": FONT}, margin_t=margin, template=figures.template())
     figure.update_xaxes(title_font_color=ink, tickfont_color=ink)
@@ -41,10 +47,24 @@ def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = N
         figure.update_layout(height=height)
     # panels beside each other need their width: a narrow page scrolls them instead of crushing them
     panels = len([name for name in figure.layout if name.startswith("xaxis")])
-    least = max(least, PANELS if panels > 1 else 0)
+    return {"_sent": figure.to_dict(), "text": text, "least": PANELS if panels > 1 else 0}
+
+
+def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "",
+         least: int = 0, on_select: str = "ignore") -> Any:  # fmt: skip
+    """Draw a figure under its title. The title becomes text, which a narrow page wraps instead of cutting it off.
+
+    `least`: pixels that the figure needs in width; a narrower page scrolls it. With `on_select="rerun"` a click on a point
+    runs the page again and the selection is returned.
+    """
+    drawn = figure if isinstance(figure, Drawn) else Drawn(figure, height=height, margin=margin)
+    text = title or drawn.text
+    if text:
+        st.markdown(f"**{plain(text)}**")
+    least = max(least, drawn.least)
     place = st.grid(1, min_column_width=least, wrap=False) if least else st.container()
     selects = {"on_select": on_select, "selection_mode": "points"} if on_select != "ignore" else {}
-    return place.plotly_chart(figure, key=key, theme=None, config=CONFIG, alt=alt or text or None, **selects)
+    return place.plotly_chart(drawn, key=key, theme=None, config=CONFIG, alt=alt or text or None, **selects)
 
 
 def load(path: str) -> go.Figure | None:
@@ -77,9 +97,9 @@ def thinned(table: pd.DataFrame, metric: str, points: int = POINTS) -> pd.DataFr
 
 
 def _at_fewer_steps(part: pd.DataFrame, limit: int) -> pd.DataFrame:
-    wide = part.pivot_table(index="step", columns="seed", values="value", dropna=False)
-    if len(wide) <= limit:
+    if part["step"].nunique() <= limit:
         return part
+    wide = part.pivot_table(index="step", columns="seed", values="value", dropna=False)
     values = wide.to_numpy(dtype=float)
     low = np.where(np.isfinite(values), values, np.inf).min(axis=1)
     high = np.where(np.isfinite(values), values, -np.inf).max(axis=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+import threading
 import time
 from typing import Any
 
@@ -20,7 +22,8 @@ EVERY = 1.0
 SHOWN = 2
 AT_MOST = 6
 CLOSE = 0.3  # of the axis: what happens nearer than this is named together
-READ = 4  # runs that go on whose points a session keeps
+READ = 16  # runs that go on whose points are kept
+AGE = 0.8  # seconds for which what has been read for one viewer is shown to others as well
 HEIGHT = 340
 
 
@@ -87,21 +90,36 @@ def points(row: dict[str, Any], events: list[dict[str, Any]]) -> tuple[pd.DataFr
     """The run's points so far that stand, and a mark that changes only with them. New ones are added to those read before."""
     if row["status"] in ledger.ENDED:
         return closed(row["id"], row["ended"], store.ledger().url), row["ended"]
-    read = st.session_state.setdefault("points", {})
-    kept = read.pop(row["id"], None) or {"cursor": 0, "table": pd.DataFrame(columns=["id", *ledger.COLUMNS])}
-    rows, cursor = store.ledger().points_since(row["id"], kept["cursor"])
-    if rows:
-        new = pd.DataFrame(rows, columns=["id", *ledger.COLUMNS]).astype({"value": "float64"})
-        table = pd.concat([kept["table"], new], ignore_index=True) if len(kept["table"]) else new
-        kept = {"cursor": cursor, "table": table}
-    read[row["id"]] = kept
-    for old in list(read)[:-READ]:
-        del read[old]
-    table, undone = kept["table"], [e["payload"] for e in events if e["kind"] == "rollback"]
+    table, cursor = _read(row["id"], store.ledger().url).renewed()
+    undone = [e["payload"] for e in events if e["kind"] == "rollback"]
     for back in undone:
         reached = table["arm"].map(back["to"]).fillna(-1)
         table = table[(table["id"] > back["cursor"]) | (table["step"] <= reached)]
-    return table, (kept["cursor"], len(undone))
+    return table, (cursor, len(undone))
+
+
+class _Points:
+    """The points of a run that goes on, read once for all who look at it at about the same time."""
+
+    def __init__(self, run: str):
+        self.run, self.lock, self.at = run, threading.Lock(), -math.inf
+        self.cursor, self.table = 0, pd.DataFrame(columns=["id", *ledger.COLUMNS])
+
+    def renewed(self) -> tuple[pd.DataFrame, int]:
+        """All points so far, at most AGE seconds old, and the cursor up to which they go."""
+        with self.lock:
+            if time.monotonic() - self.at >= AGE:
+                rows, self.cursor = store.ledger().points_since(self.run, self.cursor)
+                if rows:
+                    new = pd.DataFrame(rows, columns=["id", *ledger.COLUMNS]).astype({"value": "float64"})
+                    self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
+                self.at = time.monotonic()
+            return self.table, self.cursor
+
+
+@st.cache_resource(max_entries=READ, show_spinner=False)
+def _read(run: str, url: str) -> _Points:
+    return _Points(run)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
@@ -144,9 +162,9 @@ def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, ev
     places = st.columns(columns) if min(columns, len(chosen or [])) > 1 else [st.container()]
     for place, name in enumerate((chosen or [])[:AT_MOST]):
         with places[place % len(places)]:
-            figure, title = _figure(study, row["id"], table, name, mark, happened)
+            figure, title = _figure(row["id"], name, mark, study, table, happened)
             alt = f"{humanised(name)} of every arm over the optimiser steps: {title}"
-            charts.show(figure, key=f"curve-{name}", title=title, margin=14, alt=alt)
+            charts.show(figure, key=f"curve-{name}", title=title, alt=alt)
     return names
 
 
@@ -155,19 +173,14 @@ def ordered(study: Study, names: list[str]) -> list[str]:
     return sorted(names, key=lambda n: (judged.index(n) if n in judged else len(judged), "loss" in n))
 
 
-def _figure(study: Study, run: str, table: pd.DataFrame, metric: str, mark: tuple, events: list[dict]) -> tuple[go.Figure, str]:
-    """The chart of one metric; drawn anew only if points or interventions have come since the last time."""
-    drawn = st.session_state.setdefault("drawn", {})
-    if drawn.get("run") != run:
-        drawn.clear()
-        drawn["run"] = run
-    if drawn.get(metric, (None,))[0] != mark:
-        rows, palette = charts.thinned(table, metric), source.palette(study, table)
-        figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=palette)
-        _marks(figure, rows, [e for e in events if e["arm"] in set(rows["arm"])], palette)
-        _told(figure, rows, events, palette)
-        drawn[metric] = (mark, charts.legend_below(figure, HEIGHT), sentence(study, table, metric))
-    return drawn[metric][1:]
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _figure(run: str, metric: str, mark: tuple, _study: Study, _table: pd.DataFrame, _events: list[dict]) -> tuple[charts.Drawn, str]:
+    """The chart of one metric, for all who look; drawn anew only if points or interventions have come since the last time."""
+    rows, palette = charts.thinned(_table, metric), source.palette(_study, _table)
+    figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=palette)
+    _marks(figure, rows, [e for e in _events if e["arm"] in set(rows["arm"])], palette)
+    _told(figure, rows, _events, palette)
+    return charts.Drawn(charts.legend_below(figure, HEIGHT), margin=14), sentence(_study, _table, metric)
 
 
 def _marks(figure: go.Figure, rows: pd.DataFrame, events: list[dict[str, Any]], palette: dict[str, str]) -> None:
@@ -242,6 +255,6 @@ def sentence(study: Study, table: pd.DataFrame, metric: str) -> str:
         where = "level with" if level else f"{number(abs(gap))} {'above' if gap > 0 else 'below'}"
         if gap != gap:
             return f"{humanised(metric)}: {arm} or {baseline} gave no number at step {step:,}"
-        return f"{arm} is {where} {baseline} in {humanised(metric)} at step {step:,} (n = {min(len(a), len(b))})"
+        return f"{arm} is {where} {baseline} in {humanised(metric)} at step {step:,} (n = {min(a.count(), b.count())})"
     last = rows[rows["step"] == rows["step"].max()]
     return f"{humanised(metric)} is {number(last['value'].mean())} at step {int(last['step'].max()):,} (n = {last['seed'].nunique()})"

@@ -31,7 +31,7 @@ def panel(study: Study, row: dict[str, Any], arms: list[str], key: str = "view")
     figure, told = _live(row["id"], view, arm, seed) if moment == NOW else _kept(row["id"], view, arm, seed, moment)
     with place:
         if figure is not None:
-            charts.show(go.Figure(figure), key=f"{key}-picture", alt=f"{view} of {arm}, seed {seed}", margin=20)
+            charts.show(figure, key=f"{key}-picture", alt=f"{view} of {arm}, seed {seed}")
         st.caption(plain(told))
 
 
@@ -54,24 +54,31 @@ def checkpoints(run: str) -> dict[str, int]:
     return dict(sorted(there.items(), key=lambda one: one[1]))
 
 
-def _live(run: str, view: str, arm: str, seed: int) -> tuple[dict | None, str]:
+def _live(run: str, view: str, arm: str, seed: int) -> tuple[charts.Drawn | None, str]:
     """The picture that the run's process keeps up to date while this page asks for it."""
     picture = store.ledger().watch(run, view, arm, seed)
     if picture is None:
         return None, "The run draws this view between its next two steps."
     if picture["figure"] is None:
         return None, f"Nothing to show: {picture['reason']}"
-    return json.loads(picture["figure"]), f"{arm}, seed {seed}, step {picture['step']:,}; renewed once a second while you look"
+    figure = _picture(run, view, arm, seed, picture["drawn"], st.context.theme.type, picture["figure"])
+    return figure, f"{arm}, seed {seed}, step {picture['step']:,}; renewed once a second while you look"
 
 
-def _kept(run: str, view: str, arm: str, seed: int, checkpoint: str) -> tuple[dict | None, str]:
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _picture(run: str, view: str, arm: str, seed: int, when: Any, theme: str | None, _figure: str) -> charts.Drawn:
+    return charts.Drawn(go.Figure(json.loads(_figure)), margin=20)
+
+
+def _kept(run: str, view: str, arm: str, seed: int, checkpoint: str) -> tuple[charts.Drawn | None, str]:
     """The picture at a checkpoint, drawn once in a process of its own."""
     if not checkpoint:
         return None, "This run left no checkpoint, so its networks cannot be looked at any more."
     answer = _drawn(run, view, arm, seed, checkpoint)
     if "figure" not in answer:
         return None, f"Nothing to show: {answer['reason']}"
-    return answer["figure"], f"{arm}, seed {seed}, at a checkpoint"
+    figure = _picture(run, view, arm, seed, checkpoint, st.context.theme.type, json.dumps(answer["figure"]))
+    return figure, f"{arm}, seed {seed}, at a checkpoint"
 
 
 @st.cache_data(max_entries=64, show_spinner="Loading the networks")

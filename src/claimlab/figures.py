@@ -81,7 +81,7 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = 1000) -> tuple[np.ndarray, n
 
 def band(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % interval over seeds at each step, of the rows of one arm and metric: columns mean, low, high."""
-    wide = table.pivot_table(index="step", columns="seed", values="value", dropna=False)
+    wide = table.groupby(["step", "seed"])["value"].mean().unstack("seed")
     rows = []
     for values in wide.to_numpy(dtype=float):
         known = values[np.isfinite(values)]
@@ -115,10 +115,10 @@ def curve(table: pd.DataFrame, metric: str, *, arms: Sequence[str] | None = None
 
 
 def _arm_curve(figure: go.Figure, rows: pd.DataFrame, name: str, colour: str) -> None:
-    for _, one in rows.groupby("seed"):
-        x, y = thin(one["step"].to_numpy(), one["value"].to_numpy())
-        figure.add_scatter(x=x, y=y, mode="lines", line={"color": colour, "width": 0.8}, opacity=0.35, legendgroup=name,
-                           showlegend=False, hoverinfo="skip", name=name)  # fmt: skip
+    lines = [thin(one["step"].to_numpy(float), one["value"].to_numpy(float)) for _, one in rows.groupby("seed")]
+    x, y = (np.concatenate([np.append(line[axis], np.nan) for line in lines]) for axis in (0, 1))  # a gap after each seed
+    figure.add_scatter(x=x, y=y, mode="lines", line={"color": colour, "width": 0.8}, opacity=0.35, legendgroup=name,
+                       showlegend=False, hoverinfo="skip", name=name)  # fmt: skip
     middle = band(rows)
     if rows["seed"].nunique() > 1:
         edge = {"mode": "lines", "line": {"width": 0}, "legendgroup": name, "showlegend": False, "hoverinfo": "skip"}

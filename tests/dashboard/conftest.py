@@ -80,3 +80,11 @@ def going(book, own_studies):
     book.command(run, "stop", {})
     thread.join(60)
     assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """A page shows what was written just now, and not what was read a moment before for somebody else."""
+    from panels import live
+
+    monkeypatch.setattr(live, "AGE", 0.0)
