@@ -88,7 +88,7 @@ def test_files_are_short():
     over = [one for one in contract.budget_files(PACKAGE, 300) if not one.startswith("studies")]
     assert over == [] and contract.budget_files(PACKAGE / "studies", 400) == []
     lines = sum(statements(p) for p in CORE)
-    assert lines <= 4300, f"the core has {lines} lines of code"
+    assert lines <= 4600, f"the core has {lines} lines of code"
 
 
 def statements(path: Path) -> int:

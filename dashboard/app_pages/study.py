@@ -2,7 +2,7 @@
 ?study=SLUG&p.KNOB=VALUE a setting, ?expect=NUMBER what the reader expects."""
 
 import streamlit as st
-from panels import address, commands, history, knobs, launch, live, midrun, predict, source, store, verdicts
+from panels import address, commands, history, knobs, launch, live, midrun, predict, source, store, trial, verdicts
 from panels.wording import ago, humanised, plain
 
 from claimlab import params, study
@@ -103,8 +103,8 @@ if hidden:
 else:
     verdicts.board(chosen, judged, control, note=note, expected=expected)
 
-names = ("Figures", "How it works", "Past runs", "Files", "What the scale hides")
-drawings, method, past_runs, files, scale = st.tabs(names, key=f"{chosen.slug}-tab", on_change="rerun")
+names = ("Figures", "How it works", "Past runs", "Files", "What the scale hides", *(["Try it yourself"] if chosen.trials else []))
+drawings, method, past_runs, files, scale, *own = st.tabs(names, key=f"{chosen.slug}-tab", on_change="rerun")
 with store.guarded():
     if drawings.open:
         with drawings:
@@ -130,3 +130,6 @@ with store.guarded():
     if scale.open:
         with scale:
             st.markdown(plain(chosen.honesty) or "The study does not say.")
+    if own and own[0].open:
+        with own[0]:
+            trial.panel(chosen, run)

@@ -1,4 +1,4 @@
-"""Knobs in the address of the study page, as ?study=mixup&profile=full&p.alpha=4: a setting that one can send to others."""
+"""Knobs in the address of the study page, as ?study=SLUG&profile=full&p.KNOB=4: a setting that one can send to others."""
 
 from __future__ import annotations
 

@@ -139,10 +139,15 @@ def _options(answers: dict[str, dict[str, list[float]]], most: int = 12) -> list
 
 
 def sentence(answers: dict[str, dict[str, list[float]]]) -> str:
-    """What one sees: what each arm's members say most, and how many of them disagree."""
-    told = []
+    """What one sees: what the members of each arm say most, and how many of them agree; arms of one mind are named together."""
+    told: dict[str, list[tuple[str, int, int]]] = {}
     for arm, shares in answers.items():
         votes = [max(shares, key=lambda option, k=k: shares[option][k]) for k in range(len(next(iter(shares.values()))))]
         first = max(dict.fromkeys(votes), key=votes.count)
-        told.append(f"{arm} says {first} ({votes.count(first)} of {len(votes)} members)")
-    return "; ".join(told)
+        told.setdefault(first, []).append((arm, votes.count(first), len(votes)))
+    parts = []
+    for first, arms in told.items():
+        who = f"All {len(arms)} arms" if len(arms) == len(answers) > 2 else ", ".join(arm for arm, _, _ in arms)
+        agree, whole = sum(count for _, count, _ in arms), sum(count for _, _, count in arms)
+        parts.append(f"{who} {'says' if len(arms) == 1 else 'say'} {first} ({agree} of {whole} members)")
+    return "; ".join(parts)

@@ -116,6 +116,8 @@ def test_the_trained_members_of_each_arm_answer_and_their_disagreement_is_told(b
     assert bars["fast"]["right"] == pytest.approx(np.mean(answer["fast"]["right"]))
     split = {"a": {"x": [0.9, 0.2, 0.1], "y": [0.1, 0.8, 0.9]}, "b": {"x": [0.6, 0.7, 0.8], "y": [0.4, 0.3, 0.2]}}
     assert trial.sentence(split) == "a says y (2 of 3 members); b says x (3 of 3 members)"
+    three = {arm: split["a"] for arm in "abc"}
+    assert trial.sentence(three) == "All 3 arms say y (6 of 9 members)"
 
 
 def test_a_process_that_died_is_told_and_started_anew(book, done):

@@ -241,7 +241,9 @@ def boundary(net, params) -> go.Figure:
     names = [f"given {given[i]}, true {true[i]}" for i in corners]
     ring = [4 if given[i] != true[i] else 0 for i in corners]
     marker = dict(size=16, color="white", line=dict(color="black", width=ring))
-    figure.add_scatter(x=[0, 1, 0], y=[0, 0, 1], text=names, mode="markers+text", textposition="top center", marker=marker)
+    figure.add_scatter(x=[0, 1, 0], y=[0, 0, 1], mode="markers", marker=marker, hovertext=names, hoverinfo="text")
+    for across, up, name in zip((0, 1, 0), (0, 0, 1), names, strict=True):
+        figure.add_annotation(x=across, y=up, text=name, yshift=22, showarrow=False, font_color="black", bgcolor="rgba(255,255,255,0.8)")
     return style(figure, "Decisions on the plane through three training images (ring: wrong label)",
                  x="weight of the second image", y="weight of the third image")  # fmt: skip
 
