@@ -134,6 +134,19 @@ def test_a_silent_run_is_lost_and_a_live_one_is_not(ledger):
     assert ledger.run(alive)["status"] == "running" and ledger.run(queued)["status"] == "queued"
 
 
+def test_a_run_whose_process_dies_before_our_eyes_is_lost_sooner_and_one_from_elsewhere_is_not(ledger):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    here, elsewhere = (ledger.start_run("s", {}, status="running") for _ in range(2))
+    with sqlite3.connect(ledger.path) as raw:
+        raw.execute("UPDATE run SET pid = ?, heartbeat = heartbeat - 1.5 WHERE id = ?", (child.pid, here))
+        raw.execute("UPDATE run SET pid = ?, heartbeat = heartbeat - 1.5 WHERE id = ?", (2**22 + 1, elsewhere))
+    assert ledger.reap(8.0) == []
+    child.kill()
+    child.wait()
+    assert ledger.reap(8.0) == [here] and ledger.run(here)["reason"] == "its process has died"
+    assert ledger.run(elsewhere)["status"] == "running"
+
+
 # ---- many processes, and death
 
 

@@ -23,14 +23,13 @@ from sqlalchemy import func, select, update
 from claimlab import schema
 from claimlab.database import LedgerError, home
 from claimlab.reading import Reading
-from claimlab.watching import Watching
+from claimlab.watching import ALIVE, Watching
 
 if TYPE_CHECKING:
     import pandas as pd
 
 STATUSES = ("queued", "starting", "running", "paused", "finished", "failed", "stopped", "timed out", "lost")
 ENDED = ("finished", "failed", "stopped", "timed out", "lost")
-ALIVE = ("starting", "running", "paused")
 COLUMNS = ["arm", "seed", "step", "metric", "value"]
 CALLS, SECONDS = 50, 0.2
 
@@ -43,6 +42,7 @@ class Ledger(Watching, Reading):
         self._points: list[dict[str, Any]] = []
         self._calls, self._flushed = 0, time.monotonic()
         self._seen: dict[str, int] = {}
+        self._living: set[int] = set()
 
     def close(self) -> None:
         """Write what is buffered and let go of the database."""
@@ -101,18 +101,6 @@ class Ledger(Watching, Reading):
             near = difflib.get_close_matches(run, [r["id"] for r in self._rows(select(schema.run.c.id))], n=3, cutoff=0.3)
             raise LedgerError(f"there is no run {run!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         return _decoded(found[0])
-
-    def reap(self, older: float = 3.0) -> list[str]:
-        """Mark runs as lost whose process has not been heard of for `older` seconds; their ids."""
-        table, late = schema.run, time.time() - older
-        stale = table.c.status.in_(ALIVE) & (table.c.heartbeat < late)
-        lost = [row["id"] for row in self._rows(select(table.c.id).where(stale))]
-        if lost:
-            reason = f"no sign of life for {older:g} s: the process has died or the machine slept"
-            with self._writing() as connection:
-                connection.execute(update(table).where(table.c.id.in_(lost) & stale)
-                                   .values(status="lost", reason=reason, ended=time.time()))  # fmt: skip
-        return lost
 
     # ---- points
 

@@ -1,7 +1,8 @@
-"""Who watches which picture of a run, and the last picture drawn: one row a view, arm and seed, written over each time."""
+"""Which runs live, who watches which picture of them, and the last picture drawn."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -10,11 +11,35 @@ from sqlalchemy import select, update
 from claimlab import schema
 from claimlab.database import Database
 
+ALIVE = ("starting", "running", "paused")
+BEAT = 1.0  # seconds after which a sign of life is late
 PATIENCE = 5.0  # seconds that a picture is kept up to date after somebody has looked at it
 
 
 class Watching(Database):
-    """The part of the ledger that live views use: a viewer asks, the run's process draws, the viewer reads."""
+    """The part of the ledger that tells lost runs, and that live views use: a viewer asks, the run's process draws."""
+
+    _living: set[int]  # processes of runs that were seen alive from here
+
+    def reap(self, older: float = 3.0) -> list[str]:
+        """Mark runs as lost whose process has not been heard of for `older` seconds, or has died before our eyes; their ids.
+
+        A process that was never seen alive from here may live on another machine, or in another container.
+        """
+        table, now = schema.run, time.time()
+        late = table.c.status.in_(ALIVE) & (table.c.heartbeat < now - min(older, BEAT))
+        rows = self._rows(select(table.c.id, table.c.heartbeat, table.c.pid).where(table.c.status.in_(ALIVE)))
+        dead = {row["pid"] for row in rows if row["pid"] in self._living and not _lives(row["pid"])}
+        self._living = {row["pid"] for row in rows if row["pid"] and _lives(row["pid"])}
+        silent = [row["id"] for row in rows if row["heartbeat"] < now - older]
+        died = [row["id"] for row in rows if row["pid"] in dead and row["id"] not in silent]
+        for ids, reason in ((silent, f"no sign of life for {older:g} s: the process has died or the machine slept"),
+                            (died, "its process has died")):  # fmt: skip
+            if ids:
+                with self._writing() as connection:
+                    connection.execute(update(table).where(table.c.id.in_(ids) & late)
+                                       .values(status="lost", reason=reason, ended=time.time()))  # fmt: skip
+        return silent + died
 
     def watch(self, run: str, view: str, arm: str, seed: int, seconds: float = PATIENCE) -> dict[str, Any] | None:
         """Ask for a picture to be kept up to date for some seconds; the last one drawn, or None if there is none yet.
@@ -41,3 +66,13 @@ class Watching(Database):
         drawn = {"step": step, "drawn": time.time(), "figure": figure, "reason": reason}
         with self._writing() as connection:
             connection.execute(update(schema.view).where(schema.view.c.id == picture).values(**drawn))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
