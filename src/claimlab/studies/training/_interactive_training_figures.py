@@ -14,7 +14,8 @@ from claimlab.figures import BLUE, GREY, colours, faded, style
 from claimlab.studies.training import _interactive_training_data as data
 from claimlab.studies.training import _interactive_training_tasks as tasks
 
-TEXT = ["static", "static_cosine", "plateau_clip", "agent", "agent_blind", "agent_no_rollback", "best_checkpoint", "expert_replay"]
+TEXT = ["static", "static_cosine", "plateau_clip", "agent", "agent_blind", "agent_no_rollback", "best_checkpoint",
+        "expert_replay"]  # fmt: skip
 COLOURS = colours(TEXT, "static", "agent") | {"live_data": BLUE, "stale_data": GREY, "restart": "#E69F00"}
 ALARM = "#D55E00"
 TICKS = ["0.00001", "0.0001", "0.001", "0.01", "0.1", "1"]
@@ -52,8 +53,8 @@ def draw(figure: go.Figure, session: dict, colour: str, name: str) -> None:
         figure.add_scatter(x=x, y=y, line=dict(color=colour, width=3), marker=dict(color=colour, size=6), name=name,
                            showlegend=not k, **same | {"mode": "lines+markers"})  # fmt: skip
         if k:
-            figure.add_scatter(x=[branch.origin, branch.began], y=[branch.value] * 2, line=dict(color=colour, dash="dot", width=1.5),
-                               showlegend=False, hoverinfo="skip", **same)  # fmt: skip
+            figure.add_scatter(x=[branch.origin, branch.began], y=[branch.value] * 2, showlegend=False,
+                               line=dict(color=colour, dash="dot", width=1.5), hoverinfo="skip", **same)  # fmt: skip
 
 
 def flags(figure: go.Figure, session: dict, colour: str, top: float) -> list[str]:
@@ -70,8 +71,8 @@ def flags(figure: go.Figure, session: dict, colour: str, top: float) -> list[str
 
 def _below(figure: go.Figure, lines: list[str]) -> None:
     """A legend of the flags under the axis."""
-    figure.add_annotation(text="<br>".join(lines), x=0, xref="paper", y=0, yref="paper", yshift=-58, xanchor="left", yanchor="top",
-                          align="left", showarrow=False, font_size=11)  # fmt: skip
+    figure.add_annotation(text="<br>".join(lines), x=0, xref="paper", y=0, yref="paper", yshift=-58, xanchor="left",
+                          yanchor="top", align="left", showarrow=False, font_size=11)  # fmt: skip
     figure.update_layout(margin_b=96 + 16 * len(lines))
 
 
@@ -143,21 +144,21 @@ def by_rate(lab) -> go.Figure:
 
 def rates(lab) -> go.Figure:
     """Learning rate over time as the agent drove it from the bad start, a line a seed."""
-    figure, back = go.Figure(), 0
+    figure, back = go.Figure(), []
     for k, (net, seed) in enumerate(zip(lab.arms["agent"].members, lab.seeds, strict=True)):
         records = [r for branch in net.session["branches"] for r in branch.records]
         x, y = np.array([r[0] for r in records]), np.array([r[1] for r in records])
         colour = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B8A800", "#7F5FA8")[k % 8]
         figure.add_scatter(x=x, y=y * 1.02 ** (k - len(lab.seeds) / 2), mode="lines", name=f"seed {seed}",
                            line=dict(color=colour, width=2, shape="vh"))  # fmt: skip
-        obeyed = [n for n in net.session["commands"] if n["ok"] and n["command"]["verb"] == "rollback"]
-        for note in obeyed:
-            figure.add_scatter(x=[note["step"]], y=[y[0] * 0.86 ** (k + 1)], mode="markers",
-                               marker=dict(color=colour, size=11, symbol="triangle-left"), showlegend=False)  # fmt: skip
-        back += bool(obeyed)
+        obeyed = [n["step"] for n in net.session["commands"] if n["ok"] and n["command"]["verb"] == "rollback"]
+        back += [(obeyed, y[0] * 0.84 ** (k + 1), colour)] if obeyed else []
+    for steps, height, colour in back:  # above all lines
+        marker = dict(color=colour, size=11, symbol="triangle-left", line=dict(color="white", width=1))
+        figure.add_scatter(x=steps, y=[height] * len(steps), mode="markers", showlegend=False, hoverinfo="x", marker=marker)
     figure.update_yaxes(type="log", tickvals=[v * 10.0**k for k in range(-6, 1) for v in (1, 3)],
                         ticktext=[f"{v * 10.0**k:g}" for k in range(-6, 1) for v in (1, 3)])  # fmt: skip
-    title = f"The agent stepped back at least once on {back} of {len(lab.seeds)} seeds (a triangle marks the step of a rollback)"
+    title = f"The agent stepped back at least once on {len(back)} of {len(lab.seeds)} seeds (triangles: steps back)"
     return style(figure, title, x="gradient steps taken", y="learning rate", height=420)
 
 
@@ -202,10 +203,10 @@ def decisions(lab) -> go.Figure:
     head = ["seed", "last line of the log", "decision and reason", "validation", "20 steps<br>later"]
     shown = rows[:ROWS] or [("", "no command was given", "", "", "")]
     table = go.Table(columnwidth=[9, 44, 72, 17, 14], header=dict(values=head, align="left", font_color="#222222"),
-                     cells=dict(values=list(zip(*shown, strict=True)), align="left", height=38, font_color="#222222"))  # fmt: skip
+                     cells=dict(values=[*zip(*shown, strict=True)], align="left", height=38, font_color="#222222"))  # fmt: skip
     title = (f"{sum(falls)} of {len(falls)} commands with 20 steps to come were followed by a lower validation loss"
              if falls else "No command had 20 steps to come")  # fmt: skip
-    title += f" (the first {ROWS} of {len(rows)})" if len(rows) > ROWS else ""
+    title += f" ({ROWS} of {len(rows)} commands shown)" if len(rows) > ROWS else ""
     return style(go.Figure(table), title, height=150 + 49 * len(shown)).update_layout(margin_b=20)
 
 
@@ -237,13 +238,14 @@ def story(net, params) -> go.Figure:
     said = flags(figure, session, BLUE, _top(figure))[-12:]
     if said:
         _below(figure, said)
-    style(figure, f"{len(said)} commands so far", x="gradient steps taken", y="loss [nats a character]", height=440 + 16 * len(said))
+    style(figure, f"{len(said)} commands so far", x="gradient steps taken", y="loss [nats a character]")
+    figure.update_layout(height=440 + 16 * len(said))
     return figure.update_layout(margin_b=96 + 16 * len(said))
 
 
 @torch.no_grad()
 def written(net, count: int = 3, length: int = 32) -> list[str]:
-    """`length` characters that the net writes after each of `count` windows of the seen text; the draws are always the same."""
+    """`length` characters after each of `count` windows of the seen text; the draws are always the same."""
     rng, letters = torch.Generator().manual_seed(0), tasks.text().letters
     device = net.head.weight.device
     seen = tasks.text().windows["seen"][:: 128 // count][:count, :-1].to(device)
@@ -261,10 +263,12 @@ def sampled(net, params) -> go.Figure:
     if not isinstance(net, tasks.Transformer):
         return _nothing("text to write")
     broken = not all(bool(torch.isfinite(p).all()) for p in net.parameters())
-    starts = ["".join(tasks.text().letters[k] for k in row[:-1]) for row in tasks.text().windows["seen"][:: 128 // 3][:3].tolist()]
+    corpus = tasks.text()
+    starts = ["".join(corpus.letters[k] for k in row[:-1]) for row in corpus.windows["seen"][:: 128 // 3][:3].tolist()]
     cells = [[_visible(one) for one in starts], [_visible(one) for one in written(net)]]
+    typed = dict(family="monospace", color="#222222")
     table = go.Table(header=dict(values=["beginning", "written now"], align="left", font_color="#222222"),
-                     cells=dict(values=cells, align="left", height=30, font=dict(family="monospace", color="#222222")))  # fmt: skip
+                     cells=dict(values=cells, align="left", height=30, font=typed))  # fmt: skip
     title = "The weights are no numbers any more" if broken else "What this network writes (spaces as dots, line ends as ¶)"
     return style(go.Figure(table), title, height=280).update_layout(margin_b=20)
 
@@ -282,7 +286,8 @@ def confusion(net, params) -> go.Figure:
         answer = net(x.to(next(net.parameters()).device)).argmax(1).cpu()
     counts = torch.zeros(10, 10).index_put_((y, answer), torch.ones(len(y)), accumulate=True).numpy()
     names = [str(k) for k in range(10)]
-    figure = go.Figure(go.Heatmap(z=counts, x=names, y=names, colorscale="Cividis", colorbar_title="images", texttemplate="%{z:.0f}"))
+    figure = go.Figure(go.Heatmap(z=counts, x=names, y=names, colorscale="Cividis", colorbar_title="images",
+                                  texttemplate="%{z:.0f}"))  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     right = float((answer == y).float().mean())
     return style(figure, f"{right:.0%} of the users' new inputs are read correctly", x="answer", y="true digit", height=440)

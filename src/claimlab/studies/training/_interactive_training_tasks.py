@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -59,6 +60,17 @@ class Transformer(nn.Module):
         for block in self.blocks:
             h = block(h, self.mask)
         return self.head(self.norm(h))
+
+
+@contextmanager
+def one_thread():
+    """Torch on one thread: for tensors as small as these a second one gains little, and beside other work it loses much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def text() -> data.Corpus:
@@ -131,6 +143,7 @@ class FirstStage(Writer):
 
 
 @lru_cache(maxsize=64)
+@one_thread()
 def half_trained(seed: int, layers: int, width: int, path: str) -> Transformer:
     """The model after the first stage; every arm of a seed starts from a copy."""
     run = Run(FirstStage(SimpleNamespace(layers=layers, width=width)), [seed], FIRST, FIRST)

@@ -15,7 +15,7 @@ from claimlab.params import knob
 from claimlab.studies.training import _interactive_training_agents as agents
 from claimlab.studies.training import _interactive_training_data as data
 from claimlab.studies.training import _interactive_training_method as method
-from claimlab.studies.training import _interactive_training_tasks as tasks
+from claimlab.studies.training import _interactive_training_tasks as trained
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Run, Stages, Tick
 
@@ -29,7 +29,8 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class Params:
-    lr: float = knob(0.1, "start value of the judged bad start; turn it while the run goes and see", low=1e-5, high=1.0, live=True)
+    lr: float = knob(0.1, "start value of the judged bad start; turn it while the run goes and see", low=1e-5, high=1.0,
+                     live=True)  # fmt: skip
     look_every: int = knob(10, "how often the agent reads the log", low=1, high=100, unit="steps", live=True)
     cut: float = knob(0.3, "factor on the learning rate after a runaway", low=0.05, high=0.9, live=True)
     alarm: float = knob(1.2, "how far above its best the validation loss may rise, as a factor", low=1.05, high=5.0, live=True)
@@ -61,8 +62,8 @@ class Params:
 
 
 CLAIMS = (
-    Claim("agent-saves-bad-start", "From a ten times too large learning rate, a run watched by the agent ends at lower validation "
-          "loss than the untouched run.", kind="paired", metric="val_loss_bad_start", arm="agent", baseline="static",
+    Claim("agent-saves-bad-start", "From a ten times too large learning rate, a run watched by the agent ends at lower "
+          "validation loss than the untouched run.", kind="paired", metric="val_loss_bad_start", arm="agent", baseline="static",
           better="lower", margin=0.05, source="abstract; agent-in-the-loop case study"),
     Claim("less-sensitive", "Over initial learning rates spanning three decades the spread (worst minus best final loss) is "
           "smaller with the agent than with the constant rate.", kind="paired", metric="loss_spread_over_lr", arm="agent",
@@ -79,11 +80,11 @@ CLAIMS = (
           baseline="static", better="lower", margin=0.02, source="human-in-the-loop case study, made repeatable"),
 )  # fmt: skip
 HONESTY = (
-    "The agent is a rule, not a language model, and the recorded expert is a script that was written with one development seed in "
-    "view; the study tests whether feedback during training helps, not how clever a language model is. Extra validation looks "
+    "The agent is a rule, not a language model, and the recorded expert is a script that was written with one development seed "
+    "in view; the study tests whether feedback during training helps, not how clever a language model is. Extra validation looks "
     "are information that the static arm does not use; their cost is reported."
 )
-METHOD, AGENTS, TASKS = method, agents, tasks  # what notebook, figures and tests look into
+METHOD, AGENTS, TASKS = method, agents, trained  # what notebook, figures and tests look into
 
 
 def recorded() -> list[dict]:
@@ -101,7 +102,7 @@ class Steered:
     """
 
     after: str | None = None
-    writer: type[tasks.Writer] = tasks.Writer
+    writer: type[trained.Writer] = trained.Writer
     everywhere = True  # at all initial rates, or at the bad start alone
 
     def __init__(self, p: Params, seeds: list[int], before=None):
@@ -149,6 +150,7 @@ class Steered:
     def every_session(self):
         return (session for row in self.sessions for session in row)
 
+    @trained.one_thread()
     def advance(self) -> None:
         """One gradient step of every member at every rate, and a line in its log."""
         for run, row in zip(self.runs, self.sessions, strict=True):
@@ -158,6 +160,7 @@ class Steered:
             for session in row:
                 session.record()
 
+    @trained.one_thread()
     def measure(self) -> Tick:
         """A look at every member; the tick tells of the bad start."""
         for session in self.every_session():
@@ -193,14 +196,14 @@ class Steered:
 
 def finals(grid: list[float], nets: dict[float, nn.Module]) -> dict[str, float]:
     """What is judged of one seed's nets by initial rate; the first is the bad start."""
-    losses = {rate: tasks.judged(net) for rate, net in nets.items()}
+    losses = {rate: trained.judged(net) for rate, net in nets.items()}
     found = {"val_loss_bad_start": next(iter(losses.values()))} | {f"loss_from_{rate:g}": loss for rate, loss in losses.items()}
     spread = [losses[rate] for rate in grid]
     return found | ({"loss_spread_over_lr": max(spread) - min(spread)} if spread else {})
 
 
 class StaticCosine(Steered):
-    writer = tasks.CosineWriter
+    writer = trained.CosineWriter
 
 
 class PlateauClip(Steered):
@@ -314,8 +317,8 @@ def _at_best(session: method.Session) -> nn.Module:
 ARMS = {
     "static": Steered, "static_cosine": StaticCosine, "plateau_clip": PlateauClip, "agent": Agent, "agent_blind": Blind,
     "agent_no_rollback": NoRollback, "best_checkpoint": BestCheckpoint, "expert_replay": Expert,
-    "live_data": tasks.LiveData, "stale_data": tasks.StaleData,
-    "restart": Stages(deployed=tasks.Deployed, restart=tasks.Restart),
+    "live_data": trained.LiveData, "stale_data": trained.StaleData,
+    "restart": Stages(deployed=trained.Deployed, restart=trained.Restart),
 }  # fmt: skip
 figures = beside(__name__, "figures")
 VIEWS = {
