@@ -1,12 +1,14 @@
 """Pictures of every page, light and dark, wide and narrow: `python dashboard/screenshots.py` writes them into docs/.
 
 They show the ledger of the working folder (CLAIMLAB_HOME), so that the study pictured is the one with the newest finished run.
-docs/dashboard.png, which the README shows, is the study page in light, 1,440 pixels wide.
+For the page Live a run of it is started, changed in mid-run, and stopped at the end. docs/dashboard.png and docs/steer.png,
+which the README shows, are the pages Study and Live in light, 1,440 pixels wide.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import socket
@@ -72,6 +74,32 @@ def pictured() -> str:
     return f"study?study={finished[0]['study']}&run={finished[0]['id']}" if finished else f"study?study={known[0]}"
 
 
+@contextmanager
+def steered(slug: str) -> Iterator[str]:
+    """A run of a study that goes on and whose learning rate has been halved on the way; stopped on leaving."""
+    from claimlab.ledger import ENDED, Ledger
+
+    book = Ledger()
+    known = {row["id"] for row in book.runs()}
+    command = [sys.executable, "-m", "claimlab.cli", "run", slug, "--no-kernel"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = None
+    try:
+        while run is None or (run["done"] or 0) < 0.3 * (run["total"] or 1):
+            if process.poll() is not None:
+                raise RuntimeError(f"the run of {slug} ended before it could be pictured")
+            time.sleep(0.2)
+            run = next((row for row in book.runs(limit=5) if row["id"] not in known), None)
+        settings = book.latest("layers", [run["id"]]).get(run["id"], {}).get("settings", {})
+        book.command(run["id"], "set", {"name": "lr", "value": (settings.get("lr") or 1e-3) / 2}, by="screenshots")
+        yield run["id"]
+    finally:
+        process.kill()
+        process.wait()
+        if run is not None and book.run(run["id"])["status"] not in ENDED:
+            book.set_status(run["id"], "stopped", "it was started for a picture")
+
+
 def settled(page) -> None:
     """Wait until Streamlit has nothing left to do and the charts have been drawn."""
     page.wait_for_selector("[data-testid=stMain] h1", timeout=60_000)
@@ -99,18 +127,20 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     from playwright.sync_api import sync_playwright
 
-    pages = {"catalogue": "", "study": options.study or pictured()}
-    with server() as (address, _), sync_playwright() as play:
+    where = options.study or pictured()
+    slug = where.partition("study=")[2].partition("&")[0]
+    with server() as (address, _), steered(slug) as going, sync_playwright() as play:
+        # Live first, while its run goes on
+        pages = {"live": f"live?run={going}", "catalogue": "", "study": where, "compare": f"compare?study={slug}", "reports": "reports"}
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), **BROWSER)
-        for theme in ("light", "dark"):
-            for width in WIDTHS:
-                for name, where in pages.items():
-                    page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=theme)
-                    page.goto(f"{address}/{where}")
-                    take(page, options.out / f"{name}-{theme}-{width}.png")
-                    page.close()
+        for (name, where), theme, width in itertools.product(pages.items(), ("light", "dark"), WIDTHS):
+            page = browser.new_page(viewport={"width": width, "height": HEIGHT}, color_scheme=theme)
+            page.goto(f"{address}/{where}")
+            take(page, options.out / f"{name}-{theme}-{width}.png")
+            page.close()
         browser.close()
-    shutil.copy(options.out / "study-light-1440.png", options.out / "dashboard.png")
+    for name, copy in (("study", "dashboard"), ("live", "steer")):
+        shutil.copy(options.out / f"{name}-light-1440.png", options.out / f"{copy}.png")
     print(f"pictures in {options.out}")
 
 

@@ -1,7 +1,6 @@
 """The API on a real server: a run of another process is followed, steered, and rescued by the agent of examples/."""
 
 import http.client
-import importlib.util
 import json
 import shutil
 import signal
@@ -18,14 +17,6 @@ from claimlab import access
 from claimlab.ledger import ALIVE, ENDED, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def screenshots():
-    spec = importlib.util.spec_from_file_location("screenshots", ROOT / "dashboard" / "screenshots.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,41 +1,15 @@
 """The dashboard in a real Chromium: a run survives a reload and a restart of the server, and can be stopped."""
 
-import importlib.util
 import re
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 
 from claimlab.ledger import ENDED, Ledger
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing (on Debian: apt-get install chromium)"),
-]
-SCRIPT = Path(__file__).resolve().parents[2] / "dashboard" / "screenshots.py"
+pytestmark = pytest.mark.browser
 SLUG = "toy-blobs"
 RUN = re.compile(r"^(New run|Run)\b")  # its shortcut follows
-
-
-@pytest.fixture(scope="module")
-def screenshots():
-    spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def browser(screenshots):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        one = play.chromium.launch(executable_path=CHROMIUM, **screenshots.BROWSER)
-        yield one
-        one.close()
 
 
 @pytest.fixture

@@ -1,45 +1,19 @@
 """The page Live in a real Chromium: watch, intervene, undo, fork, hand over, kill and resume; and the page Compare after it."""
 
-import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from claimlab.ledger import ENDED, Ledger
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing (on Debian: apt-get install chromium)"),
-]
-SCRIPT = Path(__file__).resolve().parents[2] / "dashboard" / "screenshots.py"
+pytestmark = pytest.mark.browser
 SLUG = "toy-blobs"
 LONG = 100_000
-
-
-@pytest.fixture(scope="module")
-def screenshots():
-    spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def browser(screenshots):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        one = play.chromium.launch(executable_path=CHROMIUM, **screenshots.BROWSER)
-        yield one
-        one.close()
 
 
 @pytest.fixture
