@@ -57,10 +57,10 @@ def replay(ledger: Ledger, run: str, seeds: Sequence[int] | None = None) -> tupl
         driver.script = [dict(one) for one in todo]
 
     lab = live.execute(study, params, ledger, new, seeds=chosen, begin=begin)
-    ledger.finish(new)
-    ledger.set_status(new, "finished")
     verdicts = [] if chosen == row["seeds"] else _compare(study, params, lab, chosen, {one["arm"] for one in todo})
     ledger.event(new, "replayed", payload={"of": run, "verdicts": [v.as_dict() for v in verdicts]})
+    ledger.finish(new)
+    ledger.set_status(new, "finished")
     return new, verdicts
 
 

@@ -175,7 +175,8 @@ class Driver:
         return {"new": {arm: tick.step for arm, tick in found}}
 
     def _drive(self, command, payload) -> dict:
-        self.holder, self.until = payload["to"] or command.get("by") or "", time.time() + payload["seconds"]
+        self.until = time.time() + payload["seconds"]
+        self.holder = (payload["to"] or command.get("by") or "") if payload["seconds"] else ""
         self.ledger.event(self.run, "drive", payload={"holder": self.holder, "until": self.until})
         return {"new": self.holder}
 
