@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
@@ -73,6 +75,18 @@ def one_thread():
         torch.set_num_threads(before)
 
 
+@lru_cache(maxsize=1)
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+
+
+def beside(act: Callable, items: list) -> list:
+    """act(item) of every item, beside each other in as many threads as torch may take; the numbers do not depend on it."""
+    workers = min(torch.get_num_threads(), len(items))
+    with one_thread():
+        return list(_pool(workers).map(act, items)) if workers > 1 else [act(item) for item in items]
+
+
 def text() -> data.Corpus:
     """The lab's text, or the file that CLAIMLAB_DATA names."""
     return data.corpus(os.environ.get("CLAIMLAB_DATA", ""))
@@ -86,6 +100,7 @@ def loss_on(net: Transformer, windows: Tensor) -> float:
     return float(cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()))
 
 
+@one_thread()
 def judged(net: Transformer) -> float:
     """The loss that counts: on text that nobody has looked at, ln V where it is larger or no number."""
     loss, most = loss_on(net, text().windows["judged"]), text().uniform

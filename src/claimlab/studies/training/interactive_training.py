@@ -150,21 +150,22 @@ class Steered:
     def every_session(self):
         return (session for row in self.sessions for session in row)
 
-    @trained.one_thread()
     def advance(self) -> None:
         """One gradient step of every member at every rate, and a line in its log."""
-        for run, row in zip(self.runs, self.sessions, strict=True):
-            for session in row:
-                session.optimizer.clip = session.clip
-            run.advance()
-            for session in row:
-                session.record()
+        trained.beside(self._advance, list(zip(self.runs, self.sessions, strict=True)))
 
-    @trained.one_thread()
+    @staticmethod
+    def _advance(pair: tuple[Run, list[method.Session]]) -> None:
+        run, row = pair
+        for session in row:
+            session.optimizer.clip = session.clip
+        run.advance()
+        for session in row:
+            session.record()
+
     def measure(self) -> Tick:
         """A look at every member; the tick tells of the bad start."""
-        for session in self.every_session():
-            session.look()
+        trained.beside(method.Session.look, list(self.every_session()))
         found = [{"val_loss": s.looked[-1][1], "lr": s.lr} for s in self.sessions[0]]
         if self.step == self.total:
             for i, metrics in enumerate(found):
