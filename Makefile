@@ -27,6 +27,7 @@ report: install ## the report of all studies at the default profile
 
 bench: install ## speed as ratios in one run
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/live.py
 
 install: $(VENV)/installed ## the virtual environment
 
