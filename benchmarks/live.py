@@ -189,8 +189,11 @@ def kills(folder: Path, count: int = 100) -> None:
 # ---- steering
 
 
-def effect(folder: Path, count: int = 40) -> None:
-    """From queueing a command to its effect, and how long a step takes, on a running study."""
+def effect(folder: Path, count: int = 30) -> None:
+    """From queueing a command to its effect, one a second, and how long a step takes, on a running study.
+
+    A change is preceded by a checkpoint of all arms, here some 40 MB.
+    """
     from claimlab.ledger import ALIVE, Ledger
 
     book = Ledger()
@@ -203,7 +206,7 @@ def effect(folder: Path, count: int = 40) -> None:
         for verb, payload in (("drive", {"seconds": 0.0}), ("set", {"name": "lr", "value": 1e-3})):
             for _ in range(count):
                 book.command(run, verb, payload, arm="mixup" if verb == "set" else None)
-                time.sleep(0.25)
+                time.sleep(1)
             while any(c["answered"] is None for c in book.commands(run)) and book.run(run)["status"] in ALIVE:
                 time.sleep(0.05)
             waits = [c["answered"] - c["time"] for c in book.commands(run) if c["verb"] == verb and c["ok"]]
