@@ -80,6 +80,7 @@ def test_check_prints_what_is_missing_and_ends_with_one(own_studies, capsys):
         ('HONESTY = "Two', 'HONESTY = "To write: two', "still to write"),
         ("    SMOKE = dict(steps=6, seeds=2)\n", "", "Params.SMOKE is missing"),
         (', why="Blobs in one place cannot be told apart."', "", "CONTROL does not say why"),
+        ('"distance of the blobs"', '"distance, 0 = one blob"', "the help of gap holds ' = '"),
     ],
 )
 def test_a_declaration_that_is_missing_is_named(changed, old, new, words):

@@ -38,6 +38,7 @@ def declarations(study: Study) -> list[str]:
     knobs = {k.name for k in study.knobs}
     found += [f"the knob {name} is missing" for name in ("steps", "seeds") if name not in knobs]
     found += [f"Params.{name} is missing" for name in ("SMOKE", "FULL", "CONTROL") if not hasattr(study.Params, name)]
+    found += [f"the help of {k.name} holds ' = ', and papermill loses such a knob" for k in study.knobs if " = " in k.help]
     if not study.control.why:
         found.append("CONTROL does not say why the effect vanishes there, or why no control makes sense")
     if not study.honesty:
