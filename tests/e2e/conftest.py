@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(missing)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def screenshots():
     spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -25,7 +25,7 @@ def screenshots():
     return module
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(screenshots):
     from playwright.sync_api import sync_playwright
 

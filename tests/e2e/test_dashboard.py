@@ -121,8 +121,9 @@ def test_nothing_sticks_out_of_a_phone(home, own_studies, browser, screenshots, 
             screenshots.settled(page)
             main = page.get_by_test_id("stMain")
             assert main.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
-            wide = "e => [...e.querySelectorAll('p, h1, h2, h3')].filter(t => t.getBoundingClientRect().right > 401).length"
-            assert main.evaluate(wide) == 0
+            # a list of tabs may be scrolled by itself
+            wide = "t => t.getBoundingClientRect().right > 401 && !t.closest('[role=tablist]')"
+            assert main.evaluate(f"e => [...e.querySelectorAll('p, h1, h2, h3')].filter({wide}).map(t => t.innerText)") == []
         page.close()
 
 
