@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import claimlab  # noqa: F401 - before torch: it says how many threads torch takes
+from claimlab.ledger import Ledger
+from claimlab.study import find
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -27,3 +29,19 @@ def own_studies(tmp_path, monkeypatch) -> Path:
     shutil.copy(FIXTURES / "toy_blobs.py", folder / "blobs" / "toy_blobs.py")
     monkeypatch.setenv("CLAIMLAB_STUDIES", str(folder))
     return folder
+
+
+@pytest.fixture
+def study(own_studies):
+    """The study `toy-blobs`, imported."""
+    found = find("toy-blobs")
+    assert found.module
+    return found
+
+
+@pytest.fixture
+def ledger(home):
+    """The ledger of the home."""
+    opened = Ledger()
+    yield opened
+    opened.close()

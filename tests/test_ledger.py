@@ -14,13 +14,6 @@ from claimlab import schema
 from claimlab.ledger import Ledger, LedgerError
 
 
-@pytest.fixture
-def ledger(home):
-    opened = Ledger()
-    yield opened
-    opened.close()
-
-
 def fill(ledger, run, steps, arm="a"):
     for step in range(steps):
         ledger.log(run, [(arm, seed, step, "loss", seed + step / 7) for seed in range(2)])

@@ -10,21 +10,6 @@ from claimlab import live, verbs
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
-from claimlab.study import find
-
-
-@pytest.fixture
-def study(own_studies):
-    found = find("toy-blobs")
-    assert found.module
-    return found
-
-
-@pytest.fixture
-def ledger(home):
-    opened = Ledger()
-    yield opened
-    opened.close()
 
 
 def start(ledger, study, **values):

@@ -10,23 +10,8 @@ from claimlab import checkpoints, live, replay, steering
 from claimlab.experiment import Experiment
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
-from claimlab.study import find
 
 KNOBS = {"steps": 200, "seeds": 2}
-
-
-@pytest.fixture
-def study(own_studies):
-    found = find("toy-blobs")
-    assert found.module
-    return found
-
-
-@pytest.fixture
-def ledger(home):
-    opened = Ledger()
-    yield opened
-    opened.close()
 
 
 def key(table, **where):

@@ -20,20 +20,6 @@ from claimlab.watching import PATIENCE
 VIEW = "line between the blobs"
 
 
-@pytest.fixture
-def study(own_studies):
-    found = find("toy-blobs")
-    assert found.module
-    return found
-
-
-@pytest.fixture
-def ledger(home):
-    opened = Ledger()
-    yield opened
-    opened.close()
-
-
 def begun(ledger, study, **knobs):
     knobs = {"steps": 200, "seeds": 2, **knobs}
     return study.make(knobs), ledger.start_run(study.slug, knobs, seeds=list(range(knobs["seeds"])))

@@ -1,7 +1,7 @@
 """Runs of a study beside each other, and its claim over all of them. ?study=SLUG&claim=ID&runs=A,B&baseline=A&metric=M reopens a view."""
 
 import streamlit as st
-from panels import charts, compare, live, picking, response, store
+from panels import charts, commands, compare, live, picking, response, store, typed
 from panels.wording import humanised, plain
 
 with store.guarded():
@@ -100,8 +100,5 @@ if turned:
         response.heat(response.alike(usable, base, [across.name, up]) or usable if fixed else usable, claim, across, turned[up])
 
 with st.expander("Copy the commands", icon=":material/terminal:"):
-    st.code(
-        "\n".join([f"claimlab runs --study {slug}", *(picking.typed(study, row) for row in picked)]),
-        language="bash",
-        wrap_lines=True,
-    )
+    same = [commands.run(study, row["params"], row["profile"], row["control"]) for row in picked]
+    typed.show([f"claimlab runs --study {slug}", *same])

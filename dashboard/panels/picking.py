@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -139,15 +138,6 @@ def labels(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
         text = f"control, {text}" if row["control"] else text
         found[row["id"]] = f"{text} ({row['id'][-6:]})" if text in found.values() or len(names) > 3 else text
     return found
-
-
-def typed(study: Study, row: dict[str, Any]) -> str:
-    """The command that makes a run like this one."""
-    usual = usual_of(study, row)
-    own = [part for k, v in row["params"].items() if v != usual.get(k) for part in ("-p", f"{k}={v}")]
-    return shlex.join(
-        ["claimlab", "run", study.slug, "--profile", row["profile"], *(["--control"] if row["control"] else []), *own]
-    )
 
 
 def empty(study: Study) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import plotly.graph_objects as go
@@ -61,13 +62,13 @@ def _live(run: str, view: str, arm: str, seed: int) -> tuple[charts.Drawn | None
         return None, "The run draws this view between its next two steps."
     if picture["figure"] is None:
         return None, f"Nothing to show: {picture['reason']}"
-    figure = _picture(run, view, arm, seed, picture["drawn"], st.context.theme.type, picture["figure"])
+    figure = _picture(run, view, arm, seed, picture["drawn"], st.context.theme.type, lambda: json.loads(picture["figure"]))
     return figure, f"{arm}, seed {seed}, step {picture['step']:,}; renewed once a second while you look"
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _picture(run: str, view: str, arm: str, seed: int, when: Any, theme: str | None, _figure: str) -> charts.Drawn:
-    return charts.Drawn(go.Figure(json.loads(_figure)), margin=20)
+def _picture(run: str, view: str, arm: str, seed: int, when: Any, theme: str | None, _read: Callable[[], dict]) -> charts.Drawn:
+    return charts.Drawn(go.Figure(_read()), margin=20)
 
 
 def _kept(run: str, view: str, arm: str, seed: int, checkpoint: str) -> tuple[charts.Drawn | None, str]:
@@ -77,7 +78,7 @@ def _kept(run: str, view: str, arm: str, seed: int, checkpoint: str) -> tuple[ch
     answer = _drawn(run, view, arm, seed, checkpoint)
     if "figure" not in answer:
         return None, f"Nothing to show: {answer['reason']}"
-    figure = _picture(run, view, arm, seed, checkpoint, st.context.theme.type, json.dumps(answer["figure"]))
+    figure = _picture(run, view, arm, seed, checkpoint, st.context.theme.type, lambda: answer["figure"])
     return figure, f"{arm}, seed {seed}, at a checkpoint"
 
 

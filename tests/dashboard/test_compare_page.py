@@ -189,13 +189,13 @@ def test_the_rank_correlation_is_spearmans(book):
 
 
 def test_the_command_of_a_run_makes_the_same_run(book):
-    from panels import picking
+    from panels import commands
 
     study = find(SLUG)
     row = {"id": "x", "params": {**SETTINGS, "rate": 1 / 3, "gap": 0.5}, "profile": "default", "control": False}
     import shlex
 
-    given = cli.parser().parse_args(shlex.split(picking.typed(study, row))[1:])
+    given = cli.parser().parse_args(shlex.split(commands.run(study, row["params"], row["profile"], row["control"]))[1:])
     assert params.values(params.make(study.Params, params.pairs(given.knob), given.profile)) == row["params"]
 
 
