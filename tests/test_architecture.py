@@ -10,8 +10,10 @@ from claimlab.study import PACKAGE, catalogue
 
 ROOT = PACKAGE.parent.parent
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if not {"studies", "parts"} & set(p.relative_to(PACKAGE).parts)]
+# what runs, reports and schedules studies has a budget of its own: no study stands on it
+OPERATIONS = {"commands", "exchange", "reports", "schedules", "sweeps"}
 UPPER = ("study", "notebook", "cells", "export", "runner", "engine", "job", "report", "cli", "console", "contract", "scaffold", "live",
-         "experiment", "readme", "remote", "replay", "checkpoints", "steering", "verbs", "views")  # fmt: skip
+         "experiment", "readme", "remote", "replay", "checkpoints", "steering", "verbs", "views", *OPERATIONS)  # fmt: skip
 
 
 def claimlab_imports(path: Path) -> set[str]:
@@ -87,8 +89,10 @@ def test_functions_are_short():
 def test_files_are_short():
     over = [one for one in contract.budget_files(PACKAGE, 300) if not one.startswith("studies")]
     assert over == [] and contract.budget_files(PACKAGE / "studies", 400) == []
-    lines = sum(statements(p) for p in CORE)
+    above = [p for p in CORE if p.relative_to(PACKAGE).parts[0] in OPERATIONS]
+    lines, operations = sum(statements(p) for p in CORE if p not in above), sum(map(statements, above))
     assert lines <= 4600, f"the core has {lines} lines of code"
+    assert operations <= 3500, f"commands, reports, schedules and sweeps have {operations} lines of code"
 
 
 def statements(path: Path) -> int:

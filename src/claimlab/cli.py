@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import claimlab
+from claimlab import commands as found_by_file
 from claimlab import remote
 from claimlab import study as studies
 from claimlab.params import PROFILES, KnobError, pairs
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     again = add("replay", remote.replay, "run again with the changes that were made to a run, at the same steps")
     again.add_argument("run")
     again.add_argument("--seeds", help="other seeds, as 5..9 or 3,4,8: was it luck?")
+    found_by_file.register(add)
     return top
 
 
