@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 3
+VERSION = 5
 metadata = MetaData()
 
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -90,6 +90,19 @@ view = Table(
     UniqueConstraint("run", "view", "arm", "seed"),
 )  # fmt: skip
 
+# a sweep is a plan and its points; the points of two sweeps that ask for the same run share it by its key
+sweep = Table(
+    "sweep", metadata,
+    Column("name", String(80), primary_key=True), Column("study", String(80), nullable=False), Column("kind", String(16), nullable=False),
+    Column("plan", Text, nullable=False), Column("engine", String(120), default=""), Column("status", String(16), nullable=False),
+    Column("started", Float, nullable=False), Column("ended", Float), Column("heartbeat", Float), Column("owner", String(80)),
+)  # fmt: skip
+sweep_point = Table(
+    "sweep_point", metadata,
+    Column("sweep", String(80), primary_key=True), Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String(64), nullable=False, index=True), Column("params", Text, nullable=False), Column("run", String(80)),
+)  # fmt: skip
+
 
 class NewerSchema(RuntimeError):
     """The database was written by a later version of claimlab."""
@@ -122,4 +135,12 @@ def _views(_connection: Connection) -> None:
     """2 -> 3: live views have a table of their own, which is made with all that are missing."""
 
 
-STEPS = {1: _branches, 2: _views}
+def _calendar(_connection: Connection) -> None:
+    """3 -> 4: schedules have a table of their own, which is made with all that are missing."""
+
+
+def _sweeps(_connection: Connection) -> None:
+    """4 -> 5: sweeps and their points have tables of their own, which are made with all that are missing."""
+
+
+STEPS = {1: _branches, 2: _views, 3: _calendar, 4: _sweeps}
