@@ -10,9 +10,8 @@ import torch
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.studies.representation import _attention_parity_data as data
-from claimlab.studies.representation._attention_parity_method import (
-    Attention, Hidden, Network, count, every_input, found, parity, positions, pruned, sensitivity, walsh, zigzag,
-)  # fmt: skip
+from claimlab.studies.representation import _attention_parity_method as method
+from claimlab.studies.representation._attention_parity_method import Attention, Hidden, Network, parity, zigzag
 from claimlab.studies.representation._attention_parity_search import Search, slope
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Task, Tick
@@ -126,10 +125,10 @@ class Learner(Task):
         x, y = self.test
         right = (net(x, self.p.final_sharpness) * y > 0).float().mean()
         known = net.attention is not None and len(net.secret)
-        return {"test_accuracy": right} | ({"bits_found": found(net, self.p.final_sharpness)} if known else {})
+        return {"test_accuracy": right} | ({"bits_found": method.found(net, self.p.final_sharpness)} if known else {})
 
     def final(self, net):
-        return {"parameters": count(net)}
+        return {"parameters": method.count(net)}
 
 
 class FixedAttention(Learner):
@@ -207,14 +206,14 @@ class FfnnPruned(FfnnWide):
 
     def final(self, net):
         x, y = self.test
-        small, left = pruned(net.readout, self.share)
+        small, left = method.pruned(net.readout, self.share)
         return super().final(net) | {"pruned_accuracy": (small(x) * y > 0).float().mean(), "parameters_left": left}
 
 
 def random_heads(h: int, n: int, trained: bool = True) -> Attention:
     """h heads whose a_i are uniform on the unit circle, drawn from torch's generator (which holds the member's seed)."""
     a = torch.randn(h, 2)
-    return Attention(a / a.norm(dim=1, keepdim=True), positions(n), trained)
+    return Attention(a / a.norm(dim=1, keepdim=True), method.positions(n), trained)
 
 
 def learned_size(h: int) -> int:
@@ -262,7 +261,7 @@ def ffnn_smallest(p: Params, seeds: list[int]) -> Search:
 
 def construct(secret: torch.Tensor, n: int) -> Network:
     """The O(k) construction in float64: head i points at the i-th secret position, and the zig-zag reads the sum."""
-    codes = positions(n)
+    codes = method.positions(n)
     return Network(secret, zigzag(len(secret)).double(), Attention(codes[secret], codes), add=True)
 
 
@@ -289,11 +288,11 @@ class HandSet:
             yield Tick(1, told)
 
     def measure(self, net: Network) -> dict[str, float]:
-        x = every_input(self.n)
+        x = method.every_input(self.n)
         f, y = net(x, self.n**2), parity(x, net.secret)
         at = int((1 << net.secret).sum())
         return {"max_error_all_inputs": float((f - y).abs().max()), "test_accuracy": float((f * y > 0).double().mean()),
-                "walsh_on_secret": float(walsh(f)[at]), "parameters": count(net)}  # fmt: skip
+                "walsh_on_secret": float(method.walsh(f)[at]), "parameters": method.count(net)}  # fmt: skip
 
     def state(self) -> dict[str, float]:
         return {"step": self.step, "seconds": self.seconds}
@@ -308,6 +307,9 @@ ARMS = {
     "hand_set": HandSet,
 }  # fmt: skip
 figures = beside(__name__, "figures")
-VIEWS = {"attention over the positions": beside(__name__, "attention_view"), "sensitivity by position": beside(__name__, "sensitivity_view")}
-__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Attention", "Network", "Params", "construct", "every_input", "figures",
-           "learned_size", "parity", "positions", "sensitivity", "walsh", "zigzag"]  # fmt: skip
+VIEWS = {
+    "attention over the positions": beside(__name__, "attention_view"),
+    "sensitivity by position": beside(__name__, "sensitivity_view"),
+}
+__all__ = ["ARMS", "CLAIMS", "HONESTY", "PAPER", "VIEWS", "Attention", "Network", "Params", "construct", "figures", "learned_size",
+           "parity", "zigzag"]  # fmt: skip
