@@ -58,8 +58,8 @@ def load_table(path: str) -> tuple[np.ndarray, np.ndarray]:
     if "label" not in table or table.shape[1] < 2:
         raise ValueError(f"{file.name} needs a column label and one column of numbers or more; it has {', '.join(table.columns)}")
     if not LEAST <= len(table) <= MOST or table.shape[1] - 1 > FEATURES:
-        raise ValueError(f"{file.name} has {len(table)} rows of {table.shape[1] - 1} numbers; {LEAST} to {MOST:,} rows and at most "
-                         f"{FEATURES} numbers are allowed")  # fmt: skip
+        raise ValueError(f"{file.name} has {len(table)} rows of {table.shape[1] - 1} numbers; {LEAST} to {MOST:,} rows and at "
+                         f"most {FEATURES} numbers are allowed")  # fmt: skip
     x = table.drop(columns="label")
     if words := [name for name in x if x[name].dtype.kind not in "iuf"]:
         raise ValueError(f"{file.name}: the column {words[0]} holds other things than numbers; only label may")
@@ -104,5 +104,5 @@ def describe(path: str = "", seed: int = 0) -> str:
     train, test = data.stratified(y, len(y) - round(HELD * len(y)), np.random.default_rng(seed))
     _, norm = equal_norm(x, train)
     low, high = np.quantile(norm, [0.05, 0.95])
-    return (f"{len(train)} rows to train on and {len(test)} to test, {x.shape[1]} numbers each, {y.max() + 1} classes; all inputs "
-            f"are rescaled to root mean square 1 (before, nine in ten lay between {low:.2f} and {high:.2f})")  # fmt: skip
+    return (f"{len(train)} rows to train on and {len(test)} to test, {x.shape[1]} numbers each, {y.max() + 1} classes; all "
+            f"inputs are rescaled to root mean square 1 (before, nine in ten lay between {low:.2f} and {high:.2f})")  # fmt: skip

@@ -44,7 +44,9 @@ class Networks(nn.Module):
         if self.law is None:
             edge = inputs**-0.5
             return nn.Parameter(torch.empty(shape).uniform_(-edge, edge)), nn.Parameter(torch.empty(bias).uniform_(-edge, edge))
-        return nn.Parameter(torch.randn(shape) * math.sqrt(variance / inputs)), nn.Parameter(torch.randn(bias) * self.law[0] ** 0.5)
+        return nn.Parameter(torch.randn(shape) * math.sqrt(variance / inputs)), nn.Parameter(
+            torch.randn(bias) * self.law[0] ** 0.5
+        )
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """The preactivations z^1, ..., z^L, each [R, B, units]."""
