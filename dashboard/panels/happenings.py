@@ -26,6 +26,7 @@ TOLD = (
     "interrupted",
     "error",
     "checkpoint",
+    "look",
 )
 
 
@@ -55,6 +56,9 @@ def what(event: dict[str, Any]) -> str:
     if kind == "drive":
         left = payload["until"] - event["time"]
         return f"drives for {span(left)}" if left > 0.5 else "left the wheel"
+    if kind == "look":
+        decided = sum(one["verdict"] != "undecided" for one in payload["claims"])
+        return f"judged at {payload['seeds']} seeds: {decided} of {len(payload['claims'])} claims decided"
     said = {"ask": "asks for the wheel", "forked": f"began as a fork of {payload.get('parent', '')}", "replayed": "replay judged",
             "fork": f"fork {payload.get('child', '')}", "checkpoint": f"checkpoint, {payload.get('why', '')}",
             "rollback": f"back to checkpoint {payload.get('checkpoint', '')}", "error": payload.get("text", "error"),

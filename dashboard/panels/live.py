@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, launch, source, steer, store, views
+from panels import charts, launch, looks, source, steer, store, views
 from panels.wording import STATUS, humanised, number, plain, setting, span
 
 from claimlab import figures, ledger, verbs
@@ -47,6 +47,7 @@ def _draw(study: Study, run: str, going: bool) -> None:
         table, mark = points(row, events)
         if going:
             steer.panel(study, row, sorted(table["arm"].unique()), events)
+    looks.panel(study, events)
     scene(study, row, table, mark, events)
 
 

@@ -113,7 +113,7 @@ def standings(found: list[Study]) -> dict[str, Standing]:
     took: dict[str, list[float]] = {}
     for row in book.runs(status="finished", limit=2000):
         if not row["control"]:
-            (smoke if row["profile"] == "smoke" else latest).setdefault(row["study"], row)
+            (smoke if row["profile"].startswith("smoke") else latest).setdefault(row["study"], row)
         if row["profile"] == "default" and row["ended"]:
             took.setdefault(row["study"], []).append(row["ended"] - row["started"])
     seconds = {slug: statistics.median(times[:TIMED]) for slug, times in took.items()}

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import streamlit as st
-from panels import condition, happenings, launch, layers, lease, lineage, live, rescue, running, steer, store, tune, typed
+from panels import condition, happenings, launch, layers, lease, lineage, live, looks, rescue, running, steer, store, tune, typed
 from panels.wording import STATUS, ago, plain
 
 from claimlab.ledger import ENDED, LedgerError
@@ -97,6 +97,7 @@ def _chosen(run: str, known: dict[str, Study]) -> None:
     if row["status"] in ("queued", "starting") and table.empty:
         _waiting(row)
         return
+    looks.panel(study, events)
     names = live.scene(study, row, table, mark, events)
     if row["status"] not in ENDED:
         lease.panel(run, events)

@@ -121,7 +121,7 @@ def interval(values: np.ndarray, level: float = LEVEL, sided: int = 2) -> tuple[
     return float(min(low, mean - sd * invert(q))), float(max(high, mean - sd * invert(-q)))
 
 
-def judge(claim: Claim, table: pd.DataFrame) -> Verdict:
+def judge(claim: Claim, table: pd.DataFrame, level: float = LEVEL) -> Verdict:
     """Judge one claim on the tidy table: *supported* if the whole interval lies past the margin, *refuted* if it lies
     wholly short of it, else *undecided*. A missing, NaN or diverged member makes the claim undecided, with the reason."""
     effects, reason = _effects(claim, table)
@@ -135,7 +135,7 @@ def judge(claim: Claim, table: pd.DataFrame) -> Verdict:
         effect, low, high = float(worst), float(per_seed.min()), float(per_seed.max())
     else:
         effect = float(per_seed.mean())
-        low, high = interval(per_seed, sided=1 if claim.kind == "bound" else 2)
+        low, high = interval(per_seed, level, sided=1 if claim.kind == "bound" else 2)
     decided = _decide(claim, low, high)
     sentence = _sentence(claim, decided, effect, low, high, len(per_seed))
     return Verdict(claim.id, decided, effect, low, high, len(per_seed), sentence,

@@ -100,6 +100,9 @@ def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument("--no-kernel", action="store_true", help="without a notebook; the same numbers")
     one.add_argument("--control", action="store_true", help="under the study's negative control")
     one.add_argument("--single-file", action="store_true", help="plotly inside the report page")
+    one.add_argument("--until-decided", action="store_true",
+                     help="add seeds until every claim is decided; intervals corrected for looking often; without a notebook")  # fmt: skip
+    one.add_argument("--max-seeds", metavar="N", help="with --until-decided: 5, 10, 20, 40 or 80 (default) at most")
     one.add_argument("--run-id", help=argparse.SUPPRESS)
 
 
@@ -173,15 +176,29 @@ def run(options) -> int:
     values = pairs(options.knob)
     if options.seeds is not None:
         values["seeds"] = options.seeds
-    outcome = console.run_with_bar(
-        options.study, values, profile=options.profile, control=options.control, kernel=not options.no_kernel,
-        single_file=options.single_file, run_id=options.run_id,
-    )  # fmt: skip
+    if options.until_decided or options.max_seeds is not None:
+        outcome = _until_decided(options, values)
+    else:
+        outcome = console.run_with_bar(
+            options.study, values, profile=options.profile, control=options.control, kernel=not options.no_kernel,
+            single_file=options.single_file, run_id=options.run_id,
+        )  # fmt: skip
     if options.json:
         tell(outcome.as_dict(), indent=None)
     else:
         console.tell(outcome)
     return 1 if outcome.status == "failed" else 0
+
+
+def _until_decided(options, values: dict[str, str]) -> Any:
+    from claimlab import console
+    from claimlab.sweeps import decided, looks
+
+    if not options.until_decided:
+        raise KnobError("--max-seeds goes with --until-decided; --seeds sets the number of seeds of an ordinary run")
+    most = looks.LOOKS[-1] if options.max_seeds is None else options.max_seeds
+    return console.run_with_bar(options.study, values, decided.run, most=most, profile=options.profile, control=options.control,
+                                told=lambda text: console.ERRORS.print(text, highlight=False))  # fmt: skip
 
 
 def report(options) -> int:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _bar() -> Progress:
                     console=ERRORS, transient=not ERRORS.is_terminal)  # fmt: skip
 
 
-def run_with_bar(slug: str, values: dict[str, Any], **options: Any) -> runner.Outcome:
+def run_with_bar(slug: str, values: dict[str, Any], act: Callable[..., runner.Outcome] = runner.run, **options: Any) -> runner.Outcome:
     """Run one study with a bar over the optimiser steps of all arms, on the error stream."""
     with _bar() as bar:
         line = bar.add_task(slug, total=1)
@@ -41,7 +41,7 @@ def run_with_bar(slug: str, values: dict[str, Any], **options: Any) -> runner.Ou
         def progress(done: int, total: int, text: str = "") -> None:
             bar.update(line, completed=done, total=max(total, 1), description=f"{slug} {text}".strip())
 
-        return runner.run(slug, values, progress=progress, **options)
+        return act(slug, values, progress=progress, **options)
 
 
 def report_with_bars(slugs: Iterable[str], profile: str, out: Path, **options: Any) -> Path:

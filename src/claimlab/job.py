@@ -67,6 +67,11 @@ class Job:
             timer.daemon = True
             timer.start()
 
+    def heed(self, *_: Any) -> None:
+        """Called at each tick of a run without a kernel: an end that was asked for from another thread."""
+        if self.stopping:
+            raise KeyboardInterrupt
+
     @property
     def process(self):
         """The kernel's process, if one has been started."""

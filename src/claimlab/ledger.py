@@ -85,6 +85,11 @@ class Ledger(Watching, Reading):
             connection.execute(update(schema.run).where(schema.run.c.id == run)
                                .values(heartbeat=time.time(), pid=os.getpid(), **known))  # fmt: skip
 
+    def extend(self, run: str, seeds: Iterable[int]) -> None:
+        """Say which seeds a run has by now, where they are added while it goes on."""
+        with self._writing() as connection:
+            connection.execute(update(schema.run).where(schema.run.c.id == run).values(seeds=json.dumps(list(seeds))))
+
     def runs(self, study: str | None = None, status: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
         """Runs, newest first."""
         query = select(schema.run).order_by(schema.run.c.started.desc(), schema.run.c.id.desc()).limit(limit)

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,12 +43,13 @@ class Outcome:
 
 def run(slug: str, values: dict[str, Any] | None = None, *, profile: str = "default", seeds: int | None = None,
         control: bool = False, kernel: bool = True, ledger: Any = None, single_file: bool = False,
-        progress: Progress | None = None, run_id: str | None = None) -> Outcome:  # fmt: skip
+        progress: Progress | None = None, run_id: str | None = None, drive: Callable[[Job], Any] | None = None) -> Outcome:  # fmt: skip
     """Run one study and return its outcome; the partial notebook and all points of a failed or stopped run are kept.
 
     KnobError and StudyError are raised before anything starts. `control` sets the knobs of the study's negative control on
     top; `kernel=False` runs the experiment in this process without a notebook (the same numbers); `run_id` is a run that
-    has been entered in the ledger already. `progress(done, total, text)` is told the optimiser steps of all arms.
+    has been entered in the ledger already; `drive` takes the place of driving the bare experiment once.
+    `progress(done, total, text)` is told the optimiser steps of all arms.
     """
     from claimlab import ledger as ledgers
 
@@ -63,7 +65,7 @@ def run(slug: str, values: dict[str, Any] | None = None, *, profile: str = "defa
         job = Job(study, p, book, name, folder, progress, control, profile)
         book.set_status(name, "starting")
         with Pulse(job), signals(job, kernel):
-            status, reason = (_notebook if kernel else _bare)(job)
+            status, reason = _notebook(job) if kernel else _bare(job, drive or _execute)
             return _conclude(job, status, reason, kernel, single_file)
     finally:
         if ledger is None:
@@ -139,15 +141,17 @@ def _sources(study: Study) -> str:
 # ---- the two ways of running
 
 
-def _bare(job: Job) -> tuple[str, str]:
+def _execute(job: Job) -> None:
     from claimlab import live
 
-    def heed(*_) -> None:
-        if job.stopping:
-            raise KeyboardInterrupt
+    live.execute(job.study, job.params, job.ledger, job.run, on_tick=job.heed)
+
+
+def _bare(job: Job, drive: Callable[[Job], Any]) -> tuple[str, str]:
+    from claimlab import live
 
     try:
-        live.execute(job.study, job.params, job.ledger, job.run, on_tick=heed)
+        drive(job)
     except (live.Stopped, KeyboardInterrupt) as error:
         return "stopped", str(error) or "interrupted"
     except Exception as error:
