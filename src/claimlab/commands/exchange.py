@@ -1,0 +1,50 @@
+"""Commands that hand results on or take things in: export, sql, diff, ledger copy, data check."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from claimlab.params import KnobError
+
+FORMATS = ("mlflow", "tensorboard", "csv", "parquet")
+
+
+def register(add: Any) -> None:
+    one = add("export", export, "write a run that has ended in the format of another tool", reads=True)
+    one.add_argument("run")
+    one.add_argument("format", choices=FORMATS)
+    one.add_argument("-o", "--out", type=Path, default=Path("runs/export"), help="the folder (default: runs/export)")
+    one = add("sql", sql, "ask all closed runs in SQL; without a query: the tables and their columns", reads=True)
+    one.add_argument("query", nargs="?", metavar="QUERY", help="one SELECT over runs, metrics, verdicts and events")
+    one.add_argument("--csv", action="store_true", help="comma-separated output")
+
+
+def export(options) -> int:
+    from claimlab.cli import tell
+    from claimlab.exchange.closed import closed
+    from claimlab.exchange.export import FORMATS as writers
+    from claimlab.ledger import Ledger
+
+    with closing(Ledger()) as book:
+        one = closed(book, options.run)
+    path, said = writers[options.format](one, options.out)
+    tell({"run": one.run, "format": options.format, "path": str(path)}) if options.json else print(f"{path}: {said}")
+    return 0
+
+
+def sql(options) -> int:
+    from claimlab.exchange import query
+    from claimlab.ledger import Ledger
+
+    if options.csv and options.json:
+        raise KnobError("--csv and --json exclude each other")
+    kind = "csv" if options.csv else "json" if options.json else "table"
+    if options.query is None:
+        for name, columns in query.TABLES.items():
+            print(f"{name}: {columns}")
+        return 0
+    with closing(Ledger()) as book:
+        print(query.shown(query.Answers(book).ask(options.query), kind))
+    return 0
