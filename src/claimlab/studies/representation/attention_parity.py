@@ -38,7 +38,7 @@ class Params:
     steps: int = knob(1500, "optimiser steps of a trained arm; each trial of the width search takes 2/5 of them", low=20, high=10000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(n=8, k=2, heads=2, final_sharpness=16.0, steps=100, seeds=2)
-    FULL = dict(n=64, k=4, heads=4, final_sharpness=1024.0, steps=5000, seeds=10)
+    FULL = dict(n=64, k=4, heads=4, final_sharpness=1024.0, steps=3000, seeds=10)
     CONTROL = Control(
         set=dict(k=1), vanishes=("cheaper-than-ffnn",),
         why="With one relevant bit the task is linear and any small network learns it at once.",
@@ -111,7 +111,7 @@ class Learner(Task):
             x, y = self.lesson.rows
             rows = torch.randint(len(x), (n, self.batch_size), generator=rng)
             return x[rows], y[rows]
-        x = torch.randint(2, (n, self.batch_size, self.p.n), generator=rng).float().mul_(2).sub_(1)
+        x = torch.randint(2, (n, self.batch_size, self.p.n), generator=rng, dtype=torch.float32).mul_(2).sub_(1)
         return x, parity(x, self.lesson.secret)
 
     def batch(self, net, rng, step):
@@ -150,6 +150,8 @@ class FixedAttention(Learner):
 
 class FixedMany(FixedAttention):
     """n such heads."""
+
+    lr = 3e-3
 
     def count_heads(self):
         return self.p.n
@@ -199,7 +201,7 @@ class FfnnMatched(FfnnWide):
 class FfnnPruned(FfnnWide):
     """L1 on the first layer; after the last step its small weights are set to zero and the rest is counted."""
 
-    penalty, share = 1e-4, 0.1
+    lr, penalty, share = 1e-2, 1e-4, 0.3  # share: weights below this part of the largest are small
 
     def loss(self, net, x, y, tau):
         return super().loss(net, x, y, tau) + self.penalty * net.readout.weight.abs().sum()
