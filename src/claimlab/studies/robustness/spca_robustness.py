@@ -14,7 +14,7 @@ from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob
 from claimlab.studies.robustness import _spca_robustness_attacks as attacks
-from claimlab.studies.robustness import _spca_robustness_method as method
+from claimlab.studies.robustness import _spca_robustness_method as fronts
 from claimlab.studies.robustness._spca_robustness_data import Pictures, load
 from claimlab.studies.robustness._spca_robustness_method import Projected, Unprojected
 from claimlab.study import Control, Paper, Trial, beside
@@ -91,30 +91,34 @@ WIDTH = 128
 # ---- the front ends of a seed, shared by all arms
 
 
+def where(seed: int, p: Params) -> tuple:
+    """The arguments of `load` for a seed; CLAIMLAB_DATA names one's own file or folder."""
+    return seed, p.images, p.side, p.data, os.environ.get("CLAIMLAB_DATA", "")
+
+
 def pictures(seed: int, p: Params) -> Pictures:
-    """Images of a seed; CLAIMLAB_DATA names one's own file or folder."""
-    return load(seed, p.images, p.side, p.data, os.environ.get("CLAIMLAB_DATA", ""))
+    """Images of a seed."""
+    return load(*where(seed, p))
 
 
 @lru_cache(maxsize=32)
-def centred(*where) -> tuple[np.ndarray, np.ndarray]:
-    """Training images less their mean [n, d], and the mean [d], in double precision; `where` are the arguments of `load`."""
-    x = load(*where).x.double().numpy()
+def centred(*place) -> tuple[np.ndarray, np.ndarray]:
+    """Training images less their mean [n, d], and the mean [d], in double precision; `place` is what `where` gives."""
+    x = load(*place).x.double().numpy()
     return x - x.mean(0), x.mean(0)
 
 
 @lru_cache(maxsize=64)
-def sparse(components: int, alpha: float, *where) -> np.ndarray:
+def sparse(components: int, alpha: float, *place) -> np.ndarray:
     """Sparse rows [k, d] of a seed."""
-    return method.sparse_rows(centred(*where)[0], components, alpha, seed=where[0])
+    return fronts.sparse_rows(centred(*place)[0], components, alpha, seed=place[0])
 
 
 def front_end(front: str, scaled: bool, seed: int, p: Params) -> tuple[Tensor, Tensor, Tensor]:
     """W [k, d], mean [d] and deviations of the codes [k] of one arm and seed."""
-    where = seed, p.images, p.side, p.data, os.environ.get("CLAIMLAB_DATA", "")
-    x, mean = centred(*where)
-    rows = method.projection(front, x, sparse(p.components, p.alpha, *where), np.random.default_rng([seed, 1]))
-    sd = method.deviations(x, rows) if scaled else np.ones(len(rows))
+    x, mean = centred(*where(seed, p))
+    rows = fronts.projection(front, x, sparse(p.components, p.alpha, *where(seed, p)), np.random.default_rng([seed, 1]))
+    sd = fronts.deviations(x, rows) if scaled else np.ones(len(rows))
     return tuple(torch.from_numpy(part.astype(np.float32)) for part in (rows, mean, sd))
 
 
@@ -195,7 +199,7 @@ class Classifier(Supervised):
     def leverage(self, net, x, y):
         """Sparsity, bounds of how far codes and logits can move, and how fast the log-odds do at the test images."""
         rows = net.rows
-        norm, head = method.operator_norm(rows / net.sd[:, None]), method.head_lipschitz(net.head)
+        norm, head = fronts.operator_norm(rows / net.sd[:, None]), fronts.head_lipschitz(net.head)
         slope = attacks.slope(lambda z: attacks.log_odds(net(z), y), x)[1]
         live = rows.any(1)
         return {"zero_share": (rows[live] == 0).float().mean(), "nonzeros_a_row": (rows[live] != 0).float().sum(1).mean(),
@@ -254,8 +258,8 @@ class LinearHeads(Classifier):
         return bound
 
     def init(self):
-        fronts = {"pca": self.before, "spca": self.sparse}
-        return nn.ModuleDict({n: Projected(*f, nn.Linear(len(f[0]), self.classes)) for n, f in fronts.items()})
+        ends = {"pca": self.before, "spca": self.sparse}
+        return nn.ModuleDict({n: Projected(*f, nn.Linear(len(f[0]), self.classes)) for n, f in ends.items()})
 
     def loss(self, net, x, y):
         return super().loss(net["pca"], x, y) + super().loss(net["spca"], x, y)
@@ -266,7 +270,7 @@ class LinearHeads(Classifier):
     def final(self, net):
         found = {"certificate_gap": 0.0}
         for name, one in net.items():
-            for norm, (radius, flip) in method.certified(one, self.test[0]).items():
+            for norm, (radius, flip) in fronts.certified(one, self.test[0]).items():
                 found["certificate_gap"] = max(found["certificate_gap"], float(((radius - flip).abs() / radius).max()))
                 found[f"radius_{norm}_{name}"] = radius.mean()
         return found
