@@ -8,7 +8,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
-from claimlab.figures import BLUE, GREY, INK, OTHERS, faded, style
+from claimlab.figures import BLUE, GREY, INK, OTHERS, faded, matrix, style
 from claimlab.studies.compression import numerical_precision as study
 
 COLOURS = {"truncate": BLUE, "nearest": OTHERS[0], "stochastic": OTHERS[1], "update_only": OTHERS[2], "float32": GREY}
@@ -48,14 +48,9 @@ def _band(figure, x, rows: np.ndarray, name: str, colour: str, *, dash="solid", 
     """Mean of `rows` [points, seeds] with its 95 % band."""
     low, high = _bounds(rows)
     figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(colour, 0.18), line_width=0,
-                       hoverinfo="skip", showlegend=False, legendgroup=name, **at)  # fmt: skip
+                       mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name, **at)  # fmt: skip
     figure.add_scatter(x=x, y=rows.mean(1), mode="lines+markers", line=dict(color=colour, width=2.5, dash=dash), marker_size=5,
                        name=name, legendgroup=name, showlegend=shown, **at)  # fmt: skip
-
-
-def _reference(figure, lab, arm: str, name: str, bits, colour=GREY) -> None:
-    value = _last(lab, arm, "accuracy_float32").mean()
-    figure.add_scatter(x=[bits[0], bits[-1]], y=[value, value], mode="lines", line=dict(color=colour, dash="dash", width=1.5), name=name)
 
 
 # ---- figures
@@ -68,7 +63,10 @@ def cliff(lab) -> go.Figure:
         rows = _by_bits(lab, arm, "accuracy", bits)
         _band(figure, bits, rows, arm.replace("_", " "), COLOURS[arm])
         ends[arm] = rows.mean(1)
-    _reference(figure, lab, "truncate", "float32", bits)
+    reference = _last(lab, "truncate", "accuracy_float32").mean()
+    for lost, name, dash in ((0.0, "float32", "dash"), (0.05, "5 points less", "dot"), (0.20, "20 points less", "dot")):
+        figure.add_scatter(x=[bits[0], bits[-1]], y=[reference - lost] * 2, mode="lines", name=name,
+                           line=dict(color=GREY, dash=dash, width=1.5))  # fmt: skip
     four = {arm: values[list(bits).index(4)] for arm, values in ends.items()}
     title = (f"At 4 mantissa bits truncated weights test at {four['truncate']:.2f}, rounded to nearest at {four['nearest']:.2f}, "
              f"stochastically at {four['stochastic']:.2f}; with only the update truncated {four['update_only']:.2f}")  # fmt: skip
@@ -162,19 +160,18 @@ def layers(lab) -> go.Figure:
 
 
 def factors(lab) -> go.Figure:
-    """Accuracy lost against mantissa bits with one factor changed at a time."""
-    bits, figure, four = np.array(study.FEW[:-1]), go.Figure(), {}
-    marks = [OTHERS[i % len(OTHERS)] for i in range(len(FACTORS))]
-    dashes = ["solid"] * len(OTHERS) + ["dot"]
-    shown = {"truncate": "as it is"} | FACTORS
-    for (arm, name), colour, dash in zip(shown.items(), [BLUE, *marks], ["solid", *dashes], strict=True):
-        rows = _by_bits(lab, arm, "accuracy_drop", bits)
-        _band(figure, bits, rows, name, colour, dash=dash)
-        four[name] = rows.mean(1)[list(bits).index(6)]
-    worst, best = max(four, key=four.get), min(four, key=four.get)
-    figure.update_xaxes(dtick=1)
-    title = f"One factor changed: at 6 bits {best} loses least ({four[best]:+.3f}), {worst} most ({four[worst]:+.3f})"
-    return style(figure, title, x="stored mantissa bits", y="accuracy lost against float32 [share of test images]", height=520)
+    """Accuracy lost against float32 with one factor changed at a time: a row a factor, a column a mantissa width."""
+    bits, names = study.FEW[:-1], {"truncate": "as it is"} | FACTORS
+    drops = np.array([_by_bits(lab, arm, "accuracy_drop", bits).mean(1) for arm in names])
+    at, kept = bits.index(6), [_last(lab, arm, "accuracy_float32").mean() for arm in names]
+    rows = [f"{name} (float32: {value:.2f})" for name, value in zip(names.values(), kept, strict=True)]
+    title = (f"One factor changed: at 6 bits the smallest loss of accuracy is with {_named(names, drops[:, at].argmin())}, the largest "
+             f"with {_named(names, drops[:, at].argmax())}")  # fmt: skip
+    return matrix(drops, rows, [str(m) for m in bits], title=title, x="stored mantissa bits", y="", unit="accuracy<br>lost", height=480)
+
+
+def _named(names: dict[str, str], place: int) -> str:
+    return list(names.values())[place]
 
 
 # ---- live views: one member, all its copies
