@@ -86,8 +86,8 @@ def own_text(path: str | Path) -> str:
     if not 30 <= (kinds := len(set(text))) <= 2000:
         raise ValueError(f"{file.name} has {kinds:,} distinct characters; 30 to 2,000 are allowed")
     if twice := repeated(text):
-        raise ValueError(f"{file.name}: {twice:,} passages of {PASSAGE} characters stand both in the first 90 % (training) and in "
-                         "the last 10 % (validation); remove what occurs twice")  # fmt: skip
+        raise ValueError(f"{file.name}: {twice:,} passages of {PASSAGE} characters stand both in the first 90 % (training) and "
+                         "in the last 10 % (validation); remove what occurs twice")  # fmt: skip
     return text
 
 

@@ -126,7 +126,8 @@ def with_outliers(gradients: list[Tensor], codes: Tensor, rate: float, size: flo
         places, draws = hits(flat.shape[1], count, code)
         hit = size * sd[member, owner[places].to(flat.device)] * draws.to(flat.device)
         flat[member].index_add_(0, places.to(flat.device), hit)
-    return [part.view_as(g) for part, g in zip(flat.split(lengths.tolist(), 1), gradients, strict=True)]
+    parts = zip(flat.split(lengths.tolist(), 1), gradients, strict=True)
+    return [part.contiguous().view_as(g) for part, g in parts]  # fused optimisers take no notice of strides
 
 
 def norm_clipped(gradients: list[Tensor], limit: float) -> list[Tensor]:
@@ -184,9 +185,9 @@ class Orthogonalised(torch.optim.AdamW):
         (draws,) = (group["params"] for group in self.param_groups if group["key"].endswith(".draw"))
         stacked = draws[0].dim() == 2  # one tensor [S, ...] for all members, else a tensor a member
         kinds = []
-        for group in self.param_groups:
-            n = len(group["params"]) // (1 if stacked else len(draws))
-            kinds += [group["params"][k::n] for k in range(n) if group["params"][k].grad is not None and group["params"] is not draws]
+        for params in (group["params"] for group in self.param_groups if group["params"] is not draws):
+            n = len(params) // (1 if stacked else len(draws))
+            kinds += [params[k::n] for k in range(n) if params[k].grad is not None]
         codes, *gradients = ([w.grad for w in same] for same in (draws, *kinds))
         if codes[0] is None:  # held by hand: no draws, no outliers
             return
