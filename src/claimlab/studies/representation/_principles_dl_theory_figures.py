@@ -92,7 +92,7 @@ def kernel_lines(lab) -> go.Figure:
         _dots(fig, layer, found, side.correlation[name], name, TINT[name], 3, legend=False)
     off = lab.table[(lab.table["metric"] == "kernel_relative_error")].groupby("seed")["value"].last().max()
     slope = 1 + lab.table[lab.table["metric"] == "abs_exponent_error"].groupby("seed")["value"].last().mean()
-    style(fig, f"Dots (ensembles) lie on the lines (theory): at most {off:.1%} off on the left; in the middle the exponent "
+    style(fig, f"Dots are ensembles, lines the theory: at most {off:.1%} apart on the left; in the middle the exponent "
           f"differs from -1 by {slope - 1:.2f}", height=430)  # fmt: skip
     fig.update_xaxes(title_text="layer l").update_yaxes(type="log", col=1).update_yaxes(type="log", col=2)
     fig.update_xaxes(type="log", col=2).update_yaxes(exponentformat="power", dtick=1)
@@ -139,7 +139,7 @@ def fluctuation(lab) -> go.Figure:
         fig.add_annotation(x=arm.shown, y=np.expm1(first * arm.shown), text=("ReLU", "linear")[case], showarrow=False,
                            xanchor="left", xshift=6, font_color=INK)  # fmt: skip
     slopes = [np.mean([arm.slope(i, case) for i in seeds]) for case in (0, 1)]
-    title = (f"Four widths fall on one curve when depth is counted in widths; fitted first slopes {slopes[0]:.2f} (ReLU) and "
+    title = (f"Fluctuation against depth counted in widths, four widths: the fitted first slopes are {slopes[0]:.2f} (ReLU) and "
              f"{slopes[1]:.2f} (linear)")  # fmt: skip
     style(fig, title, x="(l - 1) / n", y="excess of E[z_i² z_j²] / K² over 1", height=460)
     return fig.update_xaxes(range=[0, arm.shown * 1.08])
@@ -219,7 +219,7 @@ def depth_grid(lab) -> go.Figure:
             if col == 1:
                 peaks[n] = max(cells, key=lambda cell: np.nan_to_num(cell[1]).mean())[0]
     said = ", ".join(f"{depth} layers at n = {n}" for n, depth in peaks.items())
-    style(fig, f"Counted in widths, the curves fall together: the best depth is {said}", height=430, x="depth / width")
+    style(fig, f"Of the depths tried, the best in mean test accuracy: {said}", height=430, x="depth / width")
     fig.update_xaxes(type="log").update_yaxes(title_text="share of test inputs right", col=1, rangemode="tozero")
     return fig.update_yaxes(title_text="share of test inputs right", col=2, rangemode="tozero")
 
@@ -252,8 +252,8 @@ def tangent_change(lab) -> go.Figure:
     x, y = np.array(x), np.array(y)
     kept = (x <= 0.35) & np.isfinite(y)
     power = np.polyfit(np.log(x[kept]), np.log(y[kept]), 1)[0] if len(np.unique(x[kept])) > 1 else np.nan
-    tail = "" if np.isnan(power) else f": up to depth / width = 0.35 it grows like its power {power:.2f}"
-    style(fig, f"Learning moves the tangent kernel the more, the deeper a network is for its width{tail}", height=430)
+    tail = "" if np.isnan(power) else f": up to a ratio of 0.35 the change grows as its power {power:.2f}"
+    style(fig, f"Change and fluctuation of the tangent kernel against depth over width{tail}", height=430)
     fig.update_xaxes(type="log", title_text="depth / width", col=1).update_yaxes(type="log", col=1, exponentformat="power")
     fig.update_yaxes(title_text="|change of kernel| / |kernel|", col=1)
     fig.update_yaxes(title_text="variance / mean² of Θ", rangemode="tozero", col=2)

@@ -75,8 +75,8 @@ class Networks(nn.Module):
         c_b, c_w = self.law or (1 / (3 * n), 1 / 3)
         if self.norm:  # every layer gets inputs of mean square 1
             k = c_b + c_w * float(kernels(self.activation, 0.0, 1.0, 2, 1.0)[1])
-            return [c_b + c_w, *[k] * (self.depth - 1)]
-        first = c_b + (1.0 if self.law else c_w)
+            return [1 / (3 * self.probe.shape[-1]) + c_w, *[k] * (self.depth - 1)]
+        first = c_b + 1.0 if self.law else 1 / (3 * self.probe.shape[-1]) + c_w
         if self.depth == 1:
             return [first]
         inner = kernels(self.activation, c_b, c_w * (1 - self.gamma**2), self.depth - 1, first, self.gamma)

@@ -144,18 +144,22 @@ class CriticalDeep(Learner):
 
 
 class DefaultDeep(Learner):
+    rates = (2.0, 2.0)
     law, gamma = None, 0.0
 
 
 class DefaultLayernorm(DefaultDeep):
+    rates = (2.0, 0.2)
     norm = True
 
 
 class OffLow(Learner):
+    rates = (2.0, 2.0)
     gain, gamma = 0.75, 0.0
 
 
 class OffHigh(Learner):
+    rates = (2.0, 0.2)
     gain, gamma = 1.25, 0.0
 
 
@@ -164,6 +168,7 @@ class CriticalVeryDeep(Learner):
 
 
 class ResidualVeryDeep(Learner):
+    rates = (2.0, 2.0)
     very, gamma = True, math.sqrt(0.9)
 
 
