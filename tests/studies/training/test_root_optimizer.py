@@ -250,6 +250,16 @@ def test_knobs_act_from_the_next_step_on():
     assert torch.equal(optimizer.last[list(run.members[0]["clean"].hidden[0]).index("q")], optimizer.state[w]["momentum"])
 
 
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    whole, first = trained("root"), Run(M.Root(STUDY.make(SMALL)), DEV)
+    first.advance()
+    first.save(tmp_path / "state.pt")
+    second = Run.resume(tmp_path / "state.pt", M.Root(STUDY.make(SMALL)))
+    while second.step < second.total:
+        second.advance()
+    assert all(apart(a, b) == 0 for a, b in zip(whole.members, second.members, strict=True))
+
+
 # ---- text and model
 
 

@@ -203,7 +203,10 @@ class Orthogonalised(torch.optim.AdamW):
         moved = [w for w in group["params"] if w.grad is not None]
         self.last = []
         for w in moved:
-            momentum = self.state[w].setdefault("momentum", torch.zeros_like(w)).mul_(group["momentum"]).add_(w.grad)
+            state = self.state[w]
+            if not state:  # AdamW looks for a step when it loads a state
+                state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(w)}
+            momentum = state["momentum"].mul_(group["momentum"]).add_(w.grad)
             self.last.append(w.grad.add(momentum, alpha=group["momentum"]))
             w.grad = None
         for w, x in zip(moved, batched(self.arm.direction, self.last), strict=True):
