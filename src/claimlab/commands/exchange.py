@@ -19,6 +19,9 @@ def register(add: Any) -> None:
     one = add("sql", sql, "ask all closed runs in SQL; without a query: the tables and their columns", reads=True)
     one.add_argument("query", nargs="?", metavar="QUERY", help="one SELECT over runs, metrics, verdicts and events")
     one.add_argument("--csv", action="store_true", help="comma-separated output")
+    one = add("diff", diff, "what differs between two runs or two reports: knobs, source, versions, verdicts, numbers", reads=True)
+    one.add_argument("a", metavar="A", help="a run, or the folder of a report")
+    one.add_argument("b", metavar="B")
 
 
 def export(options) -> int:
@@ -47,4 +50,15 @@ def sql(options) -> int:
         return 0
     with closing(Ledger()) as book:
         print(query.shown(query.Answers(book).ask(options.query), kind))
+    return 0
+
+
+def diff(options) -> int:
+    from claimlab.cli import tell
+    from claimlab.exchange import difference
+    from claimlab.ledger import Ledger
+
+    with closing(Ledger()) as book:
+        found = difference.diff(book, options.a, options.b)
+    tell(found) if options.json else print(difference.told(found))
     return 0
