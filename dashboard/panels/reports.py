@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import time
 import zipfile
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly
@@ -19,24 +18,19 @@ from panels import store
 from panels.wording import ago, humanised, plain
 
 from claimlab import ledger as ledgers
-from claimlab import report as core
 from claimlab.export import PLOTLY
+from claimlab.reports import document as documents
 
-WORDS = ("supported", "refuted", "undecided")
 TAIL = 60  # lines of a log that are shown
 
 
 @dataclass(frozen=True)
 class Report:
-    """One report folder. `rows`: its verdicts.csv; `failures`: study, status and reason of what did not finish; `runs`: the
-    runs that it shows."""
+    """One report folder and what its report.json says."""
 
     folder: Path
     written: float
-    rows: tuple[dict[str, str], ...]
-    failures: tuple[dict[str, str], ...]
-    runs: tuple[str, ...]
-    studies: int
+    said: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -45,89 +39,70 @@ class Report:
 
     @property
     def profile(self) -> str:
-        return self.rows[0]["profile"] if self.rows else ""
+        return self.said["profile"]
 
     @property
-    def counts(self) -> Counter[str]:
-        return Counter(row["verdict"] for row in self.rows)
+    def rows(self) -> list[dict[str, Any]]:
+        return self.said["verdicts"]
 
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        return self.said["failures"]
 
-class _Index(HTMLParser):
-    """Reads what the index of a report says beside its verdicts: what did not finish, and which run each study shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failures: list[dict[str, str]] = []
-        self.runs: list[str] = []
-        self.studies = 0
-        self._into = ""
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        kind = (dict(attributes).get("class") or "").split()
-        if tag == "div" and kind[:1] == ["box"]:
-            self.failures.append({"status": " ".join(kind[1:]), "study": "", "reason": ""})
-            self._into = "status"
-        elif tag == "code":
-            self.studies += 1
-            self._into = "run"
-        elif self.failures and self._into in ("status", "control") and tag in ("strong", "br"):
-            self._into = "study" if tag == "strong" else "reason"
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("div", "code"):
-            self._into = ""
-        elif tag == "strong" and self._into == "study":
-            self._into = "control"
-
-    def handle_data(self, data: str) -> None:
-        if self._into == "run":
-            self.runs.append(data.strip())
-        elif self._into in ("study", "reason"):
-            self.failures[-1][self._into] += data.strip()
-        elif self._into == "control":
-            self.failures[-1]["study"] += f" {data.strip()}" if data.strip() else ""
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.said["counts"]
 
 
 def found() -> list[Report]:
     """All reports under the home of runs, newest first."""
     home = ledgers.home()
-    places = [*home.glob("*/index.html"), *home.glob("*/*/index.html")]
-    stamps = [(path, path.stat().st_mtime) for path in places if path.with_name("verdicts.csv").exists()]
-    return sorted((_read(str(path), stamp) for path, stamp in stamps), key=lambda r: r.written, reverse=True)
+    places = [*home.glob(f"*/{documents.NAME}"), *home.glob(f"*/*/{documents.NAME}")]
+    read = ((path, _read(str(path), path.stat().st_mtime)) for path in places)
+    known = [Report(path.parent, documents.moment(said["written"]), said) for path, said in read if said is not None]
+    return sorted(known, key=lambda r: (r.written, r.said["id"]), reverse=True)
 
 
 @st.cache_data(max_entries=200, show_spinner=False)
-def _read(path: str, stamp: float) -> Report:
-    index, folder = _Index(), Path(path).parent
-    index.feed(Path(path).read_text(encoding="utf-8", errors="replace"))
-    return Report(folder, stamp, tuple(core.read_csv(folder / "verdicts.csv")), tuple(index.failures), tuple(filter(None, index.runs)),
-                  index.studies)  # fmt: skip
+def _read(path: str, stamp: float) -> dict[str, Any] | None:
+    return documents.read(Path(path))
 
 
 def changes(one: Report, reports: Iterable[Report]) -> tuple[list[str], str]:
-    """In words: the claims whose verdict is another one than before, and before what; nothing to compare with gives ''."""
+    """In words: the claims whose verdict is another one than before, and before what; nothing to compare with gives ''.
+
+    Before is the last report in the same folder, else the last one anywhere that shows a claim of this one, else the runs before.
+    """
+    if one.said["before"]:
+        return [documents.sentence(c) for c in one.said["changes"]], "the report before it in the same folder"
     claims = {(row["study"], row["claim"]) for row in one.rows}
     for other in sorted(reports, key=lambda r: r.written, reverse=True):
         shared = other.profile == one.profile and claims & {(row["study"], row["claim"]) for row in other.rows}
         if other.written < one.written and shared:
-            return core.changed(list(other.rows), list(one.rows), one.profile), f"the report {other.name}"
+            return _against(one, [other.said]), f"the report {other.name}"
     before = _earlier(one)
-    return (core.changed(before, list(one.rows), one.profile), "the runs before") if before else ([], "")
+    return (_against(one, [before]), "the runs before") if before["verdicts"] else ([], "")
 
 
-def _earlier(one: Report) -> list[dict[str, str]]:
+def _against(one: Report, past: list[dict[str, Any]]) -> list[str]:
+    studies = [{**study, "since": documents.since(study, past)} for study in one.said["studies"]]
+    return [documents.sentence(c) for c in documents.changes(one.rows, studies, past)]
+
+
+def _earlier(one: Report) -> dict[str, Any]:
     """What the run before each of the report's runs said, by the ledger: same study, knobs and profile."""
-    book, rows = store.ledger(), []
-    for run in one.runs:
+    book, rows, shown = store.ledger(), [], []
+    for study in one.said["studies"]:
         try:
-            shown = book.run(run)
+            this = book.run(study["run"])
         except ledgers.LedgerError:
             continue
-        same = [r for r in book.runs(study=shown["study"], status="finished") if r["started"] < shown["started"]
-                and r["params"] == shown["params"] and r["profile"] == shown["profile"] and not r["control"]]  # fmt: skip
+        same = [r for r in book.runs(study=this["study"], status="finished") if r["started"] < this["started"]
+                and r["params"] == this["params"] and r["profile"] == this["profile"] and not r["control"]]  # fmt: skip
+        shown += [{"study": r["study"], "run": r["id"], "params": r["params"], "versions": r["versions"]} for r in same[:1]]
         said = [v for v in book.verdicts(same[0]["id"]) if not v["control"]] if same else []
-        rows += [{"study": shown["study"], "claim": v["claim"], "verdict": v["verdict"], "profile": one.profile} for v in said]
-    return rows
+        rows += [{"study": this["study"], "claim": v["claim"], "verdict": v["verdict"]} for v in said]
+    return {"studies": shown, "verdicts": rows}
 
 
 # ---- on the page
@@ -140,7 +115,7 @@ def listing(reports: list[Report]) -> Report:
         differ, against = changes(one, reports)
         told = "" if not against else f"{len(differ)} verdict{'' if len(differ) == 1 else 's'}"
         lines.append({"written": pd.Timestamp(one.written, unit="s") + pd.Timedelta(seconds=time.localtime(one.written).tm_gmtoff),
-                      "profile": one.profile, "studies": one.studies, **{word: one.counts[word] for word in WORDS},
+                      "profile": one.profile, "studies": one.counts["studies"], **{word: one.counts[word] for word in documents.WORDS},
                       "not finished": len(one.failures), "changed": told, "folder": one.name})  # fmt: skip
     if len(reports) > 1:
         st.caption("Pick a row to open that report.")
@@ -157,12 +132,11 @@ def listing(reports: list[Report]) -> Report:
 def show(one: Report, reports: list[Report]) -> None:
     """One report: what did not finish first, then what changed, its files, and every verdict."""
     st.header(f"Report of {time.strftime('%d %B %Y, %H:%M', time.localtime(one.written))}", anchor=False)
-    tally = ", ".join(f"{one.counts[word]} {word}" for word in WORDS)
-    st.caption(
-        plain(f"{one.studies} studies, {len(one.rows)} claims: {tally} · profile {one.profile} · written {ago(one.written)}")
-    )
+    facts = [f"{one.counts['studies']} studies", f"{len(one.rows)} claims: {documents.tally(one.counts)}", f"profile {one.profile}",
+             f"written {ago(one.written)}"]  # fmt: skip
+    st.caption(plain(" · ".join(facts + (["interrupted: the same command goes on"] if one.said["interrupted"] else []))))
     for failure in one.failures:
-        _failure(one, failure)
+        _failure(failure)
     differ, against = changes(one, reports)
     if against:
         st.markdown(f"**{len(differ) or 'No'} verdict{'' if len(differ) == 1 else 's'} changed since {plain(against)}**")
@@ -170,16 +144,17 @@ def show(one: Report, reports: list[Report]) -> None:
     else:
         st.caption("There is no earlier report to compare with.")
     _files(one)
-    st.dataframe(_verdicts(one), hide_index=True, alt="Verdicts of the report", height="content" if len(one.rows) < 16 else 560)
+    st.dataframe(_verdicts(one), hide_index=True, alt="Verdicts of the report", height="content" if len(one.rows) < 16 else 560,
+                 column_config={"trend": st.column_config.LineChartColumn(help="the effect in the reports before, and now at the right")})
 
 
-def _failure(one: Report, failure: dict[str, str]) -> None:
+def _failure(failure: dict[str, Any]) -> None:
     """A study that did not finish, with its reason and the end of its log."""
-    st.error(plain(failure["reason"]), title=f"{failure['study']}: {failure['status']}", icon=":material/error:")
-    slug = failure["study"].split(" ")[0]
-    log = next((path for run in one.runs if f"-{slug}-" in run and (path := _log(run))), None)
+    name = f"{failure['study']} (negative control)" if failure["control"] else failure["study"]
+    st.error(plain(failure["reason"]), title=f"{name}: {failure['status']}", icon=":material/error:")
+    log = _log(failure["run"]) if failure["run"] else None
     if log is not None:
-        with st.expander(f"Log of {plain(failure['study'])}", icon=":material/terminal:"):
+        with st.expander(f"Log of {plain(name)}", icon=":material/terminal:"):
             st.code(tail(log), language=None, height=240)
 
 
@@ -198,22 +173,20 @@ def _verdicts(one: Report) -> pd.DataFrame:
     lines = [
         {"study": row["study"], "claim": humanised(row["claim"]), "verdict": signs.get(row["verdict"], row["verdict"]),
          "effect": _three(row["effect"]), "interval": _interval(row), "n": row["n"], "margin": row["margin"],
-         "under the control": row["control"] or "–", "says nothing": "yes" if row["says_nothing"] == "yes" else ""}
+         "under the control": row["control"] or "–", "says nothing": "yes" if row["says_nothing"] else "",
+         "trend": [t["effect"] for t in row["trend"] if t["effect"] is not None] + [row["effect"] or 0.0]}
         for row in one.rows
     ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def _interval(row: dict[str, str]) -> str:
-    return f"[{_three(row['low']) or '−∞'}, {_three(row['high']) or '∞'}]" if row["effect"] else ""
+def _interval(row: dict[str, Any]) -> str:
+    return f"[{_three(row['low']) or '−∞'}, {_three(row['high']) or '∞'}]" if row["effect"] is not None else ""
 
 
-def _three(text: str) -> str:
-    """A number of the file with three digits; empty where there is none."""
-    try:
-        return f"{float(text):+.3g}"
-    except ValueError:
-        return ""
+def _three(value: float | None) -> str:
+    """A number with three digits; empty where there is none."""
+    return "" if value is None else f"{value:+.3g}"
 
 
 # ---- files
@@ -234,10 +207,11 @@ def _files(one: Report) -> None:
 
 
 def zipped(folder: Path) -> bytes:
-    """The pages of a report, their plotly and its verdicts as one zip file."""
+    """The pages of a report, their plotly, its verdicts, its document and its summary as one zip file."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".html", ".js", ".csv")):
+        kinds = (".html", ".js", ".csv", ".md")
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in kinds or p.name == documents.NAME)):
             archive.write(path, f"{folder.name}/{path.name}")
     return held.getvalue()
 

@@ -14,9 +14,9 @@ import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
 from claimlab import ledger as ledgers
-from claimlab import report
 from claimlab import study as studies_of
 from claimlab.ledger import Ledger, LedgerError
+from claimlab.reports.verdicts import read_csv
 from claimlab.study import Study
 
 # a worker that is starting holds the interpreter while libraries load, so that its sign of life may come late
@@ -89,7 +89,7 @@ def reference() -> dict[str, dict[str, dict[str, Any]]]:
 @st.cache_data(max_entries=2, show_spinner=False)
 def _reference(path: str, stamp: int) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in report.read_csv(studies_of.Path(path)):
+    for row in read_csv(studies_of.Path(path)):
         numbers = {k: _number(row.get(k, "")) for k in ("effect", "low", "high")}
         kept = {**row, **numbers, "n": int(row.get("n") or 0), "values": [], "sentence": "", "reason": ""}
         found.setdefault(row["study"], {})[row["claim"]] = kept

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import claimlab
@@ -58,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
     add("list", list_studies, "list the studies and their questions", reads=True)
     add("show", show, "question, claims and knobs of one study", reads=True).add_argument("study")
     _add_run(add("run", run, "run one study through its notebook and judge its claims", reads=True))
-    _add_report(add("report", report, "run what is missing or stale and write a report"))
     tour_parser = add("tour", tour, "three quick studies, a report, and the dashboard until Ctrl-C")
     tour_parser.add_argument("--no-serve", action="store_true", help="end when the report is written")
     tour_parser.add_argument("--port", type=int, default=8501)
@@ -104,19 +102,6 @@ def _add_run(one: argparse.ArgumentParser) -> None:
                      help="add seeds until every claim is decided; intervals corrected for looking often; without a notebook")  # fmt: skip
     one.add_argument("--max-seeds", metavar="N", help="with --until-decided: 5, 10, 20, 40 or 80 (default) at most")
     one.add_argument("--run-id", help=argparse.SUPPRESS)
-
-
-def _add_report(one: argparse.ArgumentParser) -> None:
-    one.add_argument("studies", nargs="*", metavar="STUDY")
-    one.add_argument("--all", action="store_true")
-    one.add_argument("--family")
-    one.add_argument("--theme", choices=studies.THEMES)
-    one.add_argument("--profile", choices=PROFILES, default="default")
-    one.add_argument("-o", "--out", type=Path, default=Path("runs/report"))
-    one.add_argument("--single-file", action="store_true")
-    one.add_argument("--force", action="store_true", help="reuse no earlier run")
-    one.add_argument("--jobs", type=int, help="studies side by side (default: one a core, at most four)")
-    one.add_argument("--reference", action="store_true", help="write data/verdicts.csv and the README's table as well")
 
 
 # ---- reading
@@ -199,32 +184,6 @@ def _until_decided(options, values: dict[str, str]) -> Any:
     most = looks.LOOKS[-1] if options.max_seeds is None else options.max_seeds
     return console.run_with_bar(options.study, values, decided.run, most=most, profile=options.profile, control=options.control,
                                 told=lambda text: console.ERRORS.print(text, highlight=False))  # fmt: skip
-
-
-def report(options) -> int:
-    from claimlab import console
-
-    chosen = [s for s in studies.catalogue() if not s.broken]
-    if options.studies:
-        chosen = [studies.find(name) for name in options.studies]
-    elif not (options.all or options.family or options.theme):
-        raise StudyError("name studies, or use --all, --family or --theme")
-    chosen = [s for s in chosen if options.family in (None, s.family) and options.theme in (None, s.paper.theme)]
-    if not chosen:
-        raise StudyError("no study is of that family and theme")
-    if options.reference and options.profile != "default":
-        raise StudyError("reference results are those of the default profile")
-    jobs = console.cores() if options.jobs is None else options.jobs
-    if jobs < 1:
-        raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
-    index = console.report_with_bars([s.slug for s in chosen], options.profile, options.out, single_file=options.single_file,
-                                     force=options.force, jobs=jobs)  # fmt: skip
-    if options.reference:
-        from claimlab import readme
-
-        readme.record(studies.root(), options.out / "verdicts.csv")
-    print(index)
-    return 0
 
 
 def tour(options) -> int:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from claimlab import access, runner
-from claimlab import report as reports
 from claimlab import study as studies
 from claimlab.ledger import Ledger, home
 from claimlab.params import KnobError
@@ -44,20 +43,6 @@ def run_with_bar(slug: str, values: dict[str, Any], act: Callable[..., runner.Ou
         return act(slug, values, progress=progress, **options)
 
 
-def report_with_bars(slugs: Iterable[str], profile: str, out: Path, **options: Any) -> Path:
-    """Write a report with a bar for each of its runs."""
-    with _bar() as bar:
-        lines: dict[str, Any] = {}
-
-        def progress(done: int, total: int, text: str = "") -> None:
-            name, _, where = text.partition(": ")
-            if name not in lines:
-                lines[name] = bar.add_task(name, total=1)
-            bar.update(lines[name], completed=done, total=max(total, 1), description=f"{name} {where}".strip())
-
-        return reports.report(slugs, profile, out, progress=progress, **options)
-
-
 def tell(outcome: runner.Outcome) -> None:
     """Print what became of a run: each verdict as a sentence, and where the files lie."""
     out = Console()
@@ -78,19 +63,24 @@ def _short(path: Path) -> Path:
 
 def tour(port: int, profile: str, serve: bool = True) -> int:
     """The dashboard, three quick studies through papermill side by side, a report; then serve until Ctrl-C."""
+    from claimlab.reports import making, progress
+
     process, address = start_dashboard(port) if serve else (None, "")
     if serve:
         ERRORS.print(f"Dashboard: {address}", highlight=False)
     outcomes: list[runner.Outcome] = []
-
-    def told(outcome: runner.Outcome) -> None:
-        outcomes.append(outcome)
-        tell(outcome)
-
+    slugs = [s for s in TOUR if any(one.slug == s for one in studies.catalogue())]
     try:
-        slugs = [s for s in TOUR if any(one.slug == s for one in studies.catalogue())]
-        index = report_with_bars(slugs, profile, Path("runs/report"), jobs=cores(), force=True, control=False, told=told)
-        print(f"\nReport: {_short(index)}", flush=True)
+        with progress.shown(ERRORS) as show:
+
+            def told(state: making.State) -> None:
+                show(state)
+                for outcome in [i.outcome for i in state.items if i.ended and i.outcome is not None and i.outcome not in outcomes]:
+                    outcomes.append(outcome)
+                    tell(outcome)
+
+            making.report(slugs, profile, Path("runs/report"), force=True, control=False, show=told)
+        print(f"\nReport: {_short(Path('runs/report/index.html'))}", flush=True)
         if any(_interrupted(one.run) for one in outcomes if one.status == "stopped"):
             return 130
         failed = len(outcomes) < len(slugs) or any(one.status == "failed" for one in outcomes)
@@ -111,11 +101,6 @@ def _interrupted(run: str) -> bool:
         return any(event["kind"] == "interrupted" for event in book.events(run))
     finally:
         book.close()
-
-
-def cores() -> int:
-    """Studies to run side by side: one a core, and no more than four, for each keeps its libraries in memory."""
-    return min(4, os.cpu_count() or 1)
 
 
 def start_dashboard(port: int, host: str = "127.0.0.1", names: Sequence[str] = ()) -> tuple[subprocess.Popen, str]:

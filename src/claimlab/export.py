@@ -103,11 +103,12 @@ def row(verdict: dict, claim, control: str | None = None, control_note: str = ""
     """One line of a table of verdicts: the verdict with the claim's text, its picture and its control beside it."""
     from claimlab.claims import says_nothing
 
-    return {**verdict, "text": claim.text, "threshold": claim.threshold, "picture": _picture(verdict, claim.threshold),
-            "control": control, "control_note": control_note, "nothing": says_nothing(verdict["verdict"], control)}  # fmt: skip
+    return {**verdict, "text": claim.text, "threshold": claim.threshold, "picture": picture(verdict, claim.threshold),
+            "control": control, "control_note": control_note,
+            "says_nothing": says_nothing(verdict["verdict"], control)}  # fmt: skip
 
 
-def _picture(verdict: dict, margin: float, width: float = 170.0) -> dict[str, float | None] | None:
+def picture(verdict: dict, margin: float, width: float = 170.0) -> dict[str, float | None] | None:
     """Positions (in px) of effect, interval, margin and zero on a small drawing; None where nothing was measured."""
     if verdict["effect"] is None:
         return None

@@ -34,7 +34,7 @@ def _claim(name: str, row: dict[str, str] | None) -> str:
 
 def fresh(root: Path) -> str:
     """The README as `sync` would write it; ValueError if its markers are gone."""
-    from claimlab.report import read_csv
+    from claimlab.reports.verdicts import read_csv
 
     text = (root / "README.md").read_text(encoding="utf-8")
     head, begin, rest = text.partition(BEGIN)
@@ -60,7 +60,7 @@ def record(root: Path, results: Path) -> None:
     The lines of a study are replaced together; those of studies that the report does not hold stay. Studies from outside of
     the project are no part of its reference results.
     """
-    from claimlab.report import COLUMNS, read_csv
+    from claimlab.reports.verdicts import COLUMNS, read_csv
 
     kept = root / "data" / "verdicts.csv"
     known = [s.slug for s in catalogue() if not s.broken and s.path.is_relative_to(root)]

@@ -5,19 +5,16 @@ The status of a run is the ledger's. papermill's own record is not trusted: afte
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from claimlab import params as knob_views
 from claimlab.job import ANSI, Job, Progress, Pulse, mend, signals
-from claimlab.study import PACKAGE, Study, StudyError, find, parse
+from claimlab.provenance import provenance
+from claimlab.study import Study, StudyError, find
 
 
 @dataclass(frozen=True)
@@ -104,38 +101,6 @@ def check_notebook(study: Study) -> None:
     held = next((c.source for c in cells if c.metadata.get("claimlab") == "knobs"), None)
     if held is not None and held != generated(study)["knobs"]:
         raise StudyError(f"the knobs cell of {path.name} is not that of the study's declarations: run `claimlab sync`")
-
-
-def provenance(study: Study) -> dict[str, str]:
-    """What a result depends on: versions of the libraries, hashes of the notebook and of all source that the study uses."""
-    found = {"python": platform.python_version()}
-    for name in ("claimlab", "torch", "numpy", "pandas"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    notebook = hashlib.sha256(study.notebook.read_bytes()).hexdigest()[:16] if study.notebook.exists() else ""
-    return {**found, "notebook": notebook, "sources": _sources(study)}
-
-
-def _sources(study: Study) -> str:
-    """Hash of the study's file and of every file of this package that it imports, directly or not."""
-    seen: dict[Path, str] = {}
-    drawn = study.path.with_name(f"_{study.path.stem}_figures.py")  # loaded by name, so that no import shows it
-    todo = [study.path, drawn, PACKAGE / "experiment.py", PACKAGE / "live.py"]
-    while todo:
-        if (path := todo.pop()) in seen or not path.exists():
-            continue
-        text = path.read_text(encoding="utf-8")
-        seen[path] = hashlib.sha256(text.encode()).hexdigest()
-        for node in ast.walk(parse(text)):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{name}" for name in names] + [node.module or ""]
-            for name in names:
-                at = PACKAGE.parent.joinpath(*name.split("."))
-                todo += [p for p in (at.with_suffix(".py"), at / "__init__.py") if name.startswith("claimlab") and p.exists()]
-    return hashlib.sha256("".join(sorted(seen.values())).encode()).hexdigest()[:16]
 
 
 # ---- the two ways of running

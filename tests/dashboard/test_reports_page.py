@@ -1,7 +1,6 @@
 """The reports page: reports that claimlab itself has written, what changed, what failed, their files, and starting one."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -13,12 +12,16 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from claimlab import cli, export, report
+from claimlab import cli
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
+from claimlab.reports import document as documents
+from claimlab.reports import writing
 
 APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
 VERDICT = {"effect": 0.1, "low": 0.05, "high": 0.15, "n": 5, "threshold": 0.05, "values": [], "sentence": "", "reason": ""}
+STUDY = {"family": "blobs", "title": "T", "question": "Q?", "page": "", "status": "finished", "seconds": 3.0, "reused": False, "why": [],
+         "params": {}, "versions": {}, "control": {"run": "", "set": {}, "why": ""}, "since": []}
 
 
 @pytest.fixture
@@ -28,25 +31,29 @@ def lab(home, own_studies):
     return own_studies
 
 
-def write(folder, verdicts, failures=(), runs=("",), profile="default"):
-    """A report as the core writes it: its own index template and its own CSV."""
-    folder.mkdir(parents=True)
-    rows = [{**VERDICT, "study": study, "claim": claim, "verdict": word, "text": "T", "kind": "paired", "margin": 0.05, "control": None,
-             "control_note": "", "nothing": False, "picture": None, "page": f"{study}.html"}
+def write(folder, verdicts, failures=(), runs=("",), profile="default", ago=0.0):
+    """A report as the core writes it, of verdicts that are made up."""
+    rows = [{**VERDICT, "study": study, "claim": claim, "verdict": word, "text": "T", "kind": "paired", "better": "higher", "margin": 0.05,
+             "control": None, "control_note": "", "says_nothing": False, "page": f"{study}.html", "run": runs[0], "trend": []}
             for (study, claim), word in verdicts.items()]  # fmt: skip
-    report.write_csv(folder / "verdicts.csv", rows, profile)
-    lines = [{"title": "T", "question": "Q?", "status": "finished", "seconds": 3.0, "run": run, "page": "", "reused": False}
-             for run in runs]  # fmt: skip
-    fails = [{"page": "", "control": False, "status": "failed", **one} for one in failures]
-    export.index(folder / "index.html", facts=["x"], rows=rows, changes=[], studies=lines, failures=fails)
-    (folder / "toy-blobs.html").write_text('<html><script src="plotly.min.js"></script><p>A page</p><a href="index.html">All</a></html>')
+    moment = time.time() - ago
+    words = [row["verdict"] for row in rows]
+    studies = [{**STUDY, "study": "toy-blobs", "run": run} for run in runs]
+    fails = [{"page": "", "control": False, "run": "", "status": "failed", **one} for one in failures]
+    found = {"schema": 1, "id": f"{moment:.6f}", "written": documents.stamp(moment), "began": documents.stamp(moment), "profile": profile,
+             "interrupted": False, "before": None, "seconds": 1.0, "claimlab": "0", "failures": fails, "changes": [], "studies": studies,
+             "verdicts": rows, "counts": {"studies": len(runs), "claims": len(rows), **{w: words.count(w) for w in documents.WORDS},
+                                          "says_nothing": 0, "failures": len(fails), "changes": 0, "ran": 1}}  # fmt: skip
+
+    def pages(stage):
+        text = '<html><script src="plotly.min.js"></script><p>A page</p><a href="index.html">All</a></html>'
+        (stage / "toy-blobs.html").write_text(text)
+        (stage / "plotly.min.js").write_text("// plotly")
+
+    folder.mkdir(parents=True)
     (folder / "plotly.min.js").write_text("// plotly")
+    writing.write(found, folder, pages)
     return folder
-
-
-def aged(folder, seconds):
-    moment = time.time() - seconds
-    os.utime(folder / "index.html", (moment, moment))
 
 
 def page(**query) -> AppTest:
@@ -69,8 +76,8 @@ def test_without_a_report_the_page_says_what_to_do(lab):
 
 def test_reports_are_listed_newest_first_with_what_changed_since_the_one_before(lab, home):
     claim = ("toy-blobs", "fast-wins")
-    aged(write(home / "report", {claim: "refuted", ("toy-blobs", "beats-chance"): "supported"}), 3000)
-    aged(write(home / "reports" / "quick", {claim: "undecided"}, profile="smoke"), 2000)
+    write(home / "report", {claim: "refuted", ("toy-blobs", "beats-chance"): "supported"}, ago=3000)
+    write(home / "reports" / "quick", {claim: "undecided"}, profile="smoke", ago=2000)
     write(home / "reports" / "b", {claim: "supported", ("toy-blobs", "beats-chance"): "supported"})
     at = page()
     table = at.dataframe[0].value
@@ -82,7 +89,7 @@ def test_reports_are_listed_newest_first_with_what_changed_since_the_one_before(
 
 
 def test_the_address_opens_a_report_and_no_other_file(lab, home):
-    aged(write(home / "report", {("toy-blobs", "fast-wins"): "refuted"}), 100)
+    write(home / "report", {("toy-blobs", "fast-wins"): "refuted"}, ago=100)
     write(home / "reports" / "b", {("toy-blobs", "fast-wins"): "supported"})
     assert "0 supported, 1 refuted" in words(page(report="report"))
     for crafted in ("../../etc", "/etc/passwd", "reports/../report", "<b>"):
@@ -112,7 +119,7 @@ def test_what_failed_stands_first_with_reason_and_log(lab, home):
     write(
         home / "report",
         {},
-        failures=[{"study": "toy-blobs", "reason": reason}, {"study": "gone", "reason": "broken"}],
+        failures=[{"study": "toy-blobs", "reason": reason, "run": run}, {"study": "gone", "reason": "broken"}],
         runs=[run, ""],
     )
     at = page()
@@ -131,7 +138,8 @@ def test_a_page_opens_with_its_figures_and_all_files_come_as_one_zip(lab, home):
     assert "A page" in text and "plotly.min.js" not in text[:200] and len(text) > 1_000_000
     with zipfile.ZipFile(io.BytesIO(reports.zipped(folder))) as archive:
         assert set(archive.namelist()) == {
-            f"report/{n}" for n in ("index.html", "toy-blobs.html", "plotly.min.js", "verdicts.csv")
+            f"report/{n}"
+            for n in ("index.html", "toy-blobs.html", "plotly.min.js", "verdicts.csv", "report.json", "summary.md")
         }
     at = page()
     at.selectbox(key="page-report").select("toy-blobs.html").run()
