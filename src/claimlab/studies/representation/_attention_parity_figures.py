@@ -48,11 +48,16 @@ def numbered(places) -> str:
 
 
 def accuracy(lab, trained: list[str]) -> go.Figure:
-    """Test accuracy over steps, every arm that is trained at the length n."""
+    """Test accuracy over steps, every arm that is trained at the length n: a thin line a seed, a thick one for the mean.
+
+    No interval is drawn: a seed is at a coin toss or has found the bits, and an interval over such values says nothing.
+    """
     said = ", ".join(f"{arm} {last(lab, arm, 'test_accuracy').mean():.2f}" for arm in trained)
     figure = curve(lab.table, "test_accuracy", arms=trained, palette=arm_colours(lab), height=540,
                    title=f"Test accuracy after the last step: {said}", y_title="test accuracy [share of fresh inputs]",
                    references={"95 % (the claim)": study.GOOD, "guessing": 0.5})  # fmt: skip
+    figure.data = [trace for trace in figure.data if "95 % interval" not in trace.name]
+    figure.for_each_trace(lambda trace: trace.update(opacity=0.7, line_width=1.2) if trace.line.width < 1 else ())
     return figure.update_yaxes(range=[0.42, 1.03]).update_layout(margin_b=120)
 
 
@@ -94,8 +99,9 @@ def parameters(lab) -> go.Figure:
     ns, palette, figure = study.lengths(lab.params), arm_colours(lab), go.Figure()
     sizes = np.stack([last(lab, "ffnn_smallest", f"parameters_at_{n}") for n in ns])  # [lengths, seeds]
     colour = palette["ffnn_smallest"]
-    figure.add_scatter(x=np.repeat(ns, sizes.shape[1]), y=sizes.ravel(), mode="markers", name="smallest ReLU network, a dot a seed",
-                       marker=dict(color=colour, size=9, opacity=0.5))  # fmt: skip
+    beside = np.linspace(0.95, 1.05, sizes.shape[1])  # seed by seed, so that no dot hides another
+    figure.add_scatter(x=np.outer(ns, beside).ravel(), y=sizes.ravel(), mode="markers", name="smallest ReLU network, a dot a seed",
+                       marker=dict(color=colour, size=8, opacity=0.7))  # fmt: skip
     mean = np.array([np.exp(np.log(row).mean()) for row in sizes])
     figure.add_scatter(x=ns, y=mean, mode="lines", line=dict(color=colour, width=3), name="its geometric mean")
     known = np.flatnonzero(np.isfinite(mean))
@@ -110,10 +116,10 @@ def parameters(lab) -> go.Figure:
         if arm in lab.arms:
             good = last(lab, arm, "test_accuracy" if arm == "learned_attention" else "pruned_accuracy") >= study.GOOD
             signs = np.where(good, "diamond", "diamond-open")
-            figure.add_scatter(x=[lab.params.n] * len(good), y=last(lab, arm, metric), mode="markers", name=f"{label} (open: below 95 %)",
-                               marker=dict(symbol=signs, size=12, color=palette[arm]))  # fmt: skip
+            figure.add_scatter(x=lab.params.n * beside, y=last(lab, arm, metric), mode="markers", name=f"{label} (open: below 95 %)",
+                               marker=dict(symbol=signs, size=10, color=palette[arm]))  # fmt: skip
     figure.update_xaxes(type="log", tickvals=ns, ticktext=[str(n) for n in ns], range=[math.log10(ns[0]) - 0.06, math.log10(ns[-1]) + 0.06])
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(type="log", tickvals=[m * 10**e for e in range(7) for m in (1, 2, 5)], tickformat=",")
     slopes = last(lab, "ffnn_smallest", "slope_params_vs_n")
     lost = int(np.isnan(sizes).any(0).sum())
     said = f"the smallest ReLU network grows like n to the power {np.nanmean(slopes):.2f}" if lost < len(slopes) else "no slope"
