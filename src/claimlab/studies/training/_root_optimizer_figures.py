@@ -46,8 +46,8 @@ def losses(lab) -> go.Figure:
             if arm in PLAIN:
                 low, high = np.array([interval(v) for v in wide.to_numpy()]).T
                 found.add_scatter(x=np.r_[wide.index, wide.index[::-1]], y=np.r_[high, low[::-1]], fill="toself", line_width=0,
-                                  fillcolor=faded(COLOURS[arm], 0.18), hoverinfo="skip", showlegend=False, legendgroup=arm,
-                                  **at)  # fmt: skip
+                                  mode="lines", fillcolor=faded(COLOURS[arm], 0.18), hoverinfo="skip", showlegend=False,
+                                  legendgroup=arm, **at)  # fmt: skip
             pen = dict(color=COLOURS[arm], width=2.6 if arm in PLAIN else 1.6, dash="solid" if arm in PLAIN else "dot")
             found.add_scatter(x=wide.index, y=wide.mean(axis=1), mode="lines+markers", marker_size=4, line=pen, name=arm,
                               legendgroup=arm, showlegend=arm not in shown, **at)  # fmt: skip
@@ -105,7 +105,8 @@ def polynomials(lab) -> go.Figure:
     title = (f"Of the singular values of square momenta, Muon leaves {far['Muon']:.0%} further than 0.3 from 1, "
              f"the numbers fitted to the shape {far['ROOT']:.0%}")  # fmt: skip
     style(found, title, height=560).update_layout(margin_b=110)
-    found.update_xaxes(type="log", range=[-4, 0]).update_xaxes(title_text="singular value s of B / ‖B‖", row=2, col=1)
+    found.update_xaxes(type="log", range=[-4, 0], dtick=1, exponentformat="power")
+    found.update_xaxes(title_text="singular value s of B / ‖B‖", row=2, col=1)
     found.update_yaxes(title_text=f"after {p.iterations} iterations", range=[0, 1.6], row=1, col=1)
     return found.update_yaxes(title_text="share of values", row=2, col=1)
 
@@ -160,12 +161,11 @@ def momentum(lab) -> go.Figure:
         far[setting] = float(raw.abs().max()) / unit
         for name, values, dash, tone in (("raw", raw, "solid", colour), ("shaved", base, "dot", COLOURS["root"])):
             z = np.sort((values / unit).numpy().ravel())
-            count, edges = np.histogram(z, np.linspace(-60, 60, 121))
-            label = f"{setting}, {name}"
+            count, edges = np.histogram(np.log10(np.abs(z).clip(1e-30)), np.linspace(-2, 4, 61))
+            label, where = f"{setting}, {name}", count > 0
             pen = dict(color=tone if setting == "outliers" or name == "raw" else faded(tone, 0.6), dash=dash, width=2)
-            where = count > 0
-            found.add_scatter(x=(edges[:-1] + edges[1:])[where] / 2, y=count[where], mode="lines+markers", line=pen, name=label,
-                              marker_size=4, legendgroup=label, row=1, col=1)  # fmt: skip
+            found.add_scatter(x=10 ** ((edges[:-1] + edges[1:])[where] / 2), y=count[where], mode="lines+markers", line=pen,
+                              name=label, marker_size=4, legendgroup=label, row=1, col=1)  # fmt: skip
             keep = np.unique(np.r_[np.arange(40), np.linspace(0, len(z) - 1, 400).astype(int), np.arange(len(z) - 40, len(z))])
             keep = keep[(keep >= 0) & (keep < len(z))]
             normal = norm.ppf((keep + 0.5) / len(z))
@@ -173,8 +173,9 @@ def momentum(lab) -> go.Figure:
                               row=1, col=2)  # fmt: skip
     title = (f"The largest entry of a momentum matrix is {far['outliers']:.0f} robust standard deviations from zero with "
              f"outliers and {far['clean']:.0f} without; shaving leaves no tail")  # fmt: skip
-    style(found, title, height=450).update_yaxes(type="log", title_text="entries of the matrix", row=1, col=1)
-    found.update_xaxes(title_text="entry [robust sd]", row=1, col=1).update_xaxes(title_text="quantile of N(0, 1)", row=1, col=2)
+    style(found, title, height=450).update_yaxes(type="log", dtick=1, title_text="entries of the matrix", row=1, col=1)
+    found.update_xaxes(type="log", title_text="size of the entry [robust sd]", row=1, col=1)
+    found.update_xaxes(title_text="quantile of N(0, 1)", row=1, col=2)
     return found.update_yaxes(title_text="entry [robust sd]", row=1, col=2)
 
 
@@ -191,7 +192,7 @@ def rates(lab) -> go.Figure:
                           error_y={"array": high - means, "arrayminus": means - low, "color": COLOURS[arm]})  # fmt: skip
     rise = {arm: ends["heavy"][arm].mean() - ends["clean"][arm].mean() for arm in ("muon", "root")}
     title = f"From no outliers to the most, Muon's loss changes by {rise['muon']:+.2f} and ROOT's by {rise['root']:+.2f} nats"
-    style(found, title, x="share of gradient entries hit at every step", y="validation loss at the end [nats a character]")
+    style(found, title, x="share of gradient entries hit at every step", y="final loss [nats a character]")
     ticks = ["0", f"{rate:.2%}", f"{min(0.05, 10 * rate):.2%}"]
     return found.update_xaxes(tickvals=[0, 1, 2], ticktext=ticks, range=[-0.2, 2.2])
 
@@ -205,7 +206,7 @@ def _chosen(net, *wanted: str):
     return setting, net[setting]
 
 
-def _rebuilt(net, p, setting: str, batches: int = 4) -> dict[str, Tensor]:
+def _rebuilt(net, p, setting: str, batches: int = 3) -> dict[str, Tensor]:
     """Momentum of the first block's matrices, rebuilt from a few minibatches at the present weights: the buffer itself lies in
     the optimiser, which a view does not see. Windows and outliers follow from a fixed number, so that pictures compare."""
     rng, arm = torch.Generator().manual_seed(0), study.Muon(p)
@@ -233,7 +234,8 @@ def spectrum(net, p) -> go.Figure:
     error = [float((method.polynomial(s, c) - 1).square().mean().sqrt()) for c in ((method.MUON,) * p.iterations, _numbers(p, 1))]
     title = f"Error on the momenta as they are now: {error[0]:.2f} with Muon's numbers, {error[1]:.2f} with ROOT's"
     style(found, title, height=460)
-    found.update_xaxes(type="log", range=[-4, 0]).update_xaxes(title_text="singular value s of B / ‖B‖", row=2, col=1)
+    found.update_xaxes(type="log", range=[-4, 0], dtick=1, exponentformat="power")
+    found.update_xaxes(title_text="singular value s of B / ‖B‖", row=2, col=1)
     found.update_yaxes(title_text="after the iterations", range=[0, 1.6], row=1, col=1)
     return found.update_yaxes(title_text="share of values", row=2, col=1)
 
@@ -250,8 +252,8 @@ def one_matrix(net, p) -> go.Figure:
         found.add_heatmap(z=values.numpy(), colorscale="RdBu", zmin=-peak, zmax=peak, showscale=False, row=1, col=column)
     ratio = float(raw.abs().max() / base.abs().max().clamp_min(1e-30))
     title = f"The largest raw entry is {ratio:.1f} times the largest shaved one (each picture has its own scale)"
-    style(found, title, height=340)
-    return found.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False, autorange="reversed")
+    style(found, title, height=320).update_layout(margin_b=16)
+    return found.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
 
 
 def written(net, p) -> go.Figure:
@@ -269,7 +271,7 @@ def written(net, p) -> go.Figure:
         given, new = shown[: data.CONTEXT], shown[data.CONTEXT :]
         found.add_scatter(x=[0], y=[-k], mode="text", text=f"{given}<b>{new}</b>", textposition="middle right", showlegend=False,
                           hoverinfo="skip", textfont={"family": "monospace", "size": 12})  # fmt: skip
-    style(found, f"Given text, and in bold what the model of the setting '{setting}' adds", height=240)
+    style(found, f"Given text, and in bold what the model of the setting '{setting}' adds", height=210).update_layout(margin_b=16)
     return found.update_xaxes(visible=False, range=[0, 1]).update_yaxes(visible=False, range=[-3.6, 0.6])
 
 
