@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST, BALANCE = 100, 0.2
+LEAST, DIFFERENT, BALANCE = 100, 16, 0.2
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,17 @@ def hidden(seed: int, n: int, k: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def lesson(seed: int, n: int, k: int, path: str = "") -> Lesson:
-    """The lesson of a seed: 4,096 fresh test inputs, or a quarter of the rows of one's own file, shuffled by the seed."""
+    """The lesson of a seed: 4,096 fresh test inputs, or of one's own file all rows of a quarter of its different inputs."""
     rng = np.random.default_rng([seed, 1])
     if not path:
         secret = hidden(seed, n, k)
         x = torch.from_numpy(rng.integers(2, size=(4096, n)) * 2.0 - 1).float()
         return Lesson(secret, (x, x[:, secret].prod(1)))
     x, y = load_bits(path, n)
-    order = rng.permutation(len(x))
-    test, train = (tuple(torch.from_numpy(part[rows]) for part in (x, y)) for rows in np.split(order, [len(x) // 4]))
+    _, which = np.unique(x, axis=0, return_inverse=True)  # an input that occurs twice must not be on both sides
+    drawn = rng.permutation(which.max() + 1)
+    asked = np.isin(which, drawn[: len(drawn) // 4])
+    test, train = (tuple(torch.from_numpy(part[rows]) for part in (x, y)) for rows in (asked, ~asked))
     return Lesson(torch.empty(0, dtype=torch.int64), test, train)
 
 
@@ -78,4 +80,7 @@ def load_bits(path: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not BALANCE <= ones <= 1 - BALANCE:
         raise ValueError(f"{file.name}: {ones:.0%} of the labels are 1; allowed is {BALANCE:.0%} to {1 - BALANCE:.0%}, since "
                          "an accuracy would say little of a label that is nearly always the same")  # fmt: skip
-    return 1 - 2 * np.delete(table, at, 1), 1 - 2 * table[:, at]
+    bits = np.delete(table, at, 1)
+    if (different := len(np.unique(bits, axis=0))) < DIFFERENT:
+        raise ValueError(f"{file.name}: {different} different inputs; at least {DIFFERENT} are needed, a quarter of them for the test")
+    return 1 - 2 * bits, 1 - 2 * table[:, at]
