@@ -1,0 +1,60 @@
+"""Commands over many settings of one study: sweep, sensitivity, tune."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from claimlab import study as studies
+from claimlab.params import PROFILES, KnobError, pairs
+from claimlab.study import StudyError
+
+VERBS = ("list", "show", "stop")
+
+
+def register(add) -> None:
+    """Add the commands of this module."""
+    one = add("sweep", sweep, "run one study over a grid or a sample of its knobs; or `sweep list`, `sweep show NAME`, `sweep stop NAME`",
+              reads=True)  # fmt: skip
+    one.add_argument("study", metavar="STUDY", help="a study, or list, show, stop")
+    one.add_argument("sweep", nargs="?", metavar="NAME", help="of a sweep to show or stop")
+    one.add_argument("--grid", action="append", default=[], metavar="KNOB=A,B,C", help="values of a knob, or low..high:n; repeat for more")
+    one.add_argument("--sample", type=int, default=0, metavar="N", help="settings drawn evenly from the knob space; best a power of two")
+    one.add_argument("--over", action="append", default=[], metavar="KNOB[=LOW..HIGH]",
+                     help="draw this knob (:log or :linear at the end); default: all but steps and those given a value")  # fmt: skip
+    one.add_argument("--method", choices=("sobol", "lhs"), default="sobol", help="Sobol' points or a Latin hypercube")
+    one.add_argument("--design-seed", type=int, default=0, metavar="N", help="another draw of the same kind")
+    one.add_argument("--csv", type=Path, metavar="FILE", help="write the table of all settings")
+    _common(one, seeds=5)
+
+
+def _common(one: argparse.ArgumentParser, seeds: int) -> None:
+    one.add_argument("-p", "--knob", action="append", default=[], metavar="KNOB=VALUE", help="a knob that all runs share; repeat for more")
+    one.add_argument("--seeds", type=int, default=seeds, metavar="S", help=f"repetitions of each setting (default {seeds})")
+    one.add_argument("--profile", choices=PROFILES, default="default")
+    one.add_argument("--engine", default="local", metavar="ENGINE", help="local, dask-local, or dask://host:port")
+    one.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
+    one.add_argument("--name", default="", help="of the sweep (default: one that the same command finds again)")
+
+
+def sweep(options) -> int:
+    from claimlab.sweeps import console
+
+    if options.study in VERBS:
+        if (options.study == "list") != (options.sweep is None):
+            raise StudyError("sweep list takes no name" if options.sweep else f"sweep {options.study} needs the name of a sweep")
+        return getattr(console, f"{options.study}_sweep" if options.sweep else "list_sweeps")(options)
+    if options.sweep is not None:
+        raise StudyError(f"what is {options.sweep!r}? a sweep is started with `claimlab sweep STUDY --grid ...`")
+    from claimlab.sweeps import plan, space
+
+    study = studies.find(options.study)
+    fixed, grids = pairs(options.knob), [space.grid(study, text) for text in options.grid]
+    if options.over and not options.sample:
+        raise KnobError("--over says what --sample N draws from; give both")
+    drawn = [space.over(study, text) for text in options.over]
+    if options.sample and not drawn:
+        drawn = space.free(study, [*fixed, *(axis.knob.name for axis in grids)])
+    made = plan.make(study, grids, drawn, sample=options.sample, method=options.method, seeds=options.seeds, fixed=fixed,
+                     profile=options.profile, design_seed=options.design_seed)  # fmt: skip
+    return console.run(made, options)

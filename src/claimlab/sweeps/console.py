@@ -1,0 +1,151 @@
+"""What the commands over sweeps print: a bar over settings while they run, then what they say of each claim."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from claimlab.cli import tell
+from claimlab.study import Study, find
+from claimlab.sweeps import conduct, results
+from claimlab.sweeps.book import Book
+from claimlab.sweeps.child import Ended
+from claimlab.sweeps.plan import Plan
+
+ERRORS = Console(stderr=True)
+OUT = Console(soft_wrap=True, highlight=False)
+TOLD = 5  # failures that are told one by one
+
+
+def run(plan: Plan, options: Any) -> int:
+    """Run a plan, print what it says, and return the exit code."""
+    book = Book()
+    try:
+        tally = drive(plan, book, options)
+        if options.json:
+            tell(as_dict(book, tally.name), indent=None)
+        else:
+            show(book, tally.name)
+        _write(options, book, tally.name)
+    finally:
+        book.close()
+    return 0 if tally.done == tally.total else 1
+
+
+def drive(plan: Plan, book: Book, options: Any) -> conduct.Tally:
+    """Run a plan with a bar over its settings on the error stream."""
+    name = options.name or conduct.name_of(plan)
+    ERRORS.print(f"sweep {name}: {len(plan.points)} settings, {len(plan.seeds)} seeds each, engine {options.engine}", highlight=False)
+    if plan.left_out:
+        ERRORS.print(f"{plan.left_out} of the points drawn contradict the study's own rules and are left out", markup=False)
+    shown = 0
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+                  TextColumn("{task.completed:.0f}/{task.total:.0f} settings"), TimeElapsedColumn(), TimeRemainingColumn(),
+                  console=ERRORS, transient=not ERRORS.is_terminal) as bar:  # fmt: skip
+        line = bar.add_task(plan.study.slug, total=len(plan.points))
+
+        def told(tally: conduct.Tally, ended: Ended | None) -> None:
+            nonlocal shown
+            bar.update(line, completed=tally.done)
+            if ended is None and tally.before:
+                ERRORS.print(f"{tally.before} of them are finished already", highlight=False)
+            if ended is not None and ended.status != "finished" and (shown := shown + 1) <= TOLD:
+                ERRORS.print(f"one run {ended.status}: {ended.reason}", style="red", markup=False)
+
+        try:
+            return conduct.conduct(plan, book, name=options.name, engine=options.engine, jobs=options.jobs, told=told)
+        except KeyboardInterrupt:
+            ERRORS.print("stopped; the same command goes on from here", highlight=False)
+            raise
+
+
+def as_dict(book: Book, name: str) -> dict[str, Any]:
+    """The documented JSON of `claimlab sweep --json`."""
+    row = book.sweep(name)
+    study, found = find(row["study"]), results.rows(book, name)
+    claims = []
+    for claim in study.claims:
+        one = results.share(claim, found, row["plan"])
+        top = [{"point": r["number"], "run": r["run"], "effect": results.effect(r, claim.id)} for r in results.best(claim, found)]
+        claims.append({"claim": claim.id, "share": one.share, "low": one.low, "high": one.high, "supported": one.supported,
+                       "refuted": one.refuted, "undecided": one.undecided, "silent": one.silent, "sentence": one.sentence,
+                       "best": top})  # fmt: skip
+    points = [{k: r[k] for k in ("number", "params", "run", "status", "reason", "judged")} for r in found]
+    return {"name": name, "study": row["study"], "kind": row["kind"], "status": row["status"], "engine": row["engine"], "plan": row["plan"],
+            "claims": claims, "points": points}  # fmt: skip
+
+
+def show(book: Book, name: str) -> None:
+    """Print how a sweep stands and what it says of each claim."""
+    row = book.sweep(name)
+    study, found = find(row["study"]), results.rows(book, name)
+    done = sum(r["status"] == "finished" for r in found)
+    OUT.print(f"[bold]{name}[/] {row['status']}: {done} of {len(found)} settings, {len(row['plan']['seeds'])} seeds each")
+    for claim in study.claims:
+        OUT.print("\n" + results.share(claim, found, row["plan"]).sentence, markup=False)
+        if top := results.best(claim, found):
+            OUT.print(_best(study, claim.id, top, results.varied(study, found)))
+    bad = [r for r in found if r["status"] not in ("finished", None)]
+    for one in bad[:TOLD]:
+        OUT.print(f"point {one['number']} {one['status']}: {one['reason']}", style="red", markup=False)
+    if done < len(found):
+        OUT.print("The same command runs what is missing.")
+
+
+def _best(study: Study, claim: str, top: list[dict[str, Any]], names: list[str]) -> Table:
+    drawn = Table(title="largest effects; the best of many is partly luck", title_justify="left", title_style="dim", box=None)
+    for column in (*names, "effect", "95 % interval", "verdict", "run"):
+        drawn.add_column(column, overflow="fold")
+    for row in top:
+        v = row["judged"][claim]
+        sides = ["" if v.get(k) is None else f"{v[k]:+.3g}" for k in ("low", "high")]
+        drawn.add_row(*(f"{x:g}" if isinstance(x := row["params"][n], float) else str(x) for n in names), f"{v['effect']:+.3g}",
+                      f"\\[{', '.join(sides)}]", v["verdict"], row["run"])  # fmt: skip
+    return drawn
+
+
+def list_sweeps(options: Any) -> int:
+    book = Book()
+    found = book.sweeps()
+    book.close()
+    if options.json:
+        tell([{k: row[k] for k in ("name", "study", "kind", "status", "engine", "done", "total", "started", "ended")} for row in found])
+    for row in [] if options.json else found:
+        at = time.strftime("%d %b %H:%M", time.localtime(row["started"]))
+        print(f"{row['name']:44} {row['kind']:12} {row['status']:12} {row['done']:>5}/{row['total']:<5} {at}  {row['study']}")
+    if not found and not options.json:
+        print("no sweep yet; one is started with: claimlab sweep STUDY --grid knob=a,b,c")
+    return 0
+
+
+def show_sweep(options: Any) -> int:
+    book = Book()
+    try:
+        if options.json:
+            tell(as_dict(book, options.sweep))
+        else:
+            show(book, options.sweep)
+        _write(options, book, options.sweep)
+    finally:
+        book.close()
+    return 0
+
+
+def stop_sweep(options: Any) -> int:
+    book = Book()
+    row = book.sweep(options.sweep)
+    book.conclude(options.sweep, None, "stopped")
+    book.close()
+    print(f"{options.sweep} stops" if row["status"] == "running" else f"{options.sweep} is not going on: it is {row['status']}")
+    return 0
+
+
+def _write(options: Any, book: Book, name: str) -> None:
+    if getattr(options, "csv", None):
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        results.table(find(book.sweep(name)["study"]), results.rows(book, name)).to_csv(options.csv, index=False)
+        ERRORS.print(f"table: {options.csv}", highlight=False)

@@ -1,0 +1,50 @@
+"""What runs the jobs of a sweep: the interface of all engines, and how one is chosen by its name."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from claimlab.study import StudyError
+from claimlab.sweeps.book import Book
+from claimlab.sweeps.child import Ended, Job
+
+
+class Executor(Protocol):
+    """An engine: it runs each job in a process of its own. A process that dies fails its own job and no other."""
+
+    def room(self) -> bool:
+        """Whether another job may start now."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Begin a job."""
+        ...
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """What has ended since the last call, after at most `seconds`."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs, and keep what it has recorded. Calling it twice is harmless."""
+        ...
+
+
+def make(name: str, book: Book, jobs: int | None = None) -> Executor:
+    """The engine `local`, `dask-local` or `dask://host:port`; StudyError where it cannot be used."""
+    if jobs is not None and jobs < 1:
+        raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
+    if name == "local":
+        from claimlab.sweeps.local import Local
+
+        return Local(book, jobs or cores())
+    if name == "dask-local" or name.startswith("dask://") and name.removeprefix("dask://"):
+        from claimlab.sweeps.cluster import Cluster
+
+        return Cluster(book, name.removeprefix("dask://") if name != "dask-local" else None, jobs or cores())
+    raise StudyError(f"engine = {name!r} is not allowed: local, dask-local, or dask://host:port")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

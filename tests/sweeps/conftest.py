@@ -1,0 +1,45 @@
+"""The study `toy-plane`, whose effects have a closed form, and a ledger that knows sweeps."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from claimlab.study import find
+from claimlab.sweeps.book import Book
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+
+@pytest.fixture
+def plane(own_studies, home):
+    """The study `toy-plane`, imported."""
+    (own_studies / "planes").mkdir()
+    shutil.copy(FIXTURES / "toy_plane.py", own_studies / "planes" / "toy_plane.py")
+    found = find("toy-plane")
+    assert found.module
+    return found
+
+
+@pytest.fixture
+def book(home):
+    """The ledger of the home, with sweeps."""
+    opened = Book()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def until():
+    """Wait for a condition and return what it gives."""
+
+    def wait(condition, seconds=90):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := condition():
+                return found
+            time.sleep(0.02)
+        raise AssertionError("it did not happen")
+
+    return wait
