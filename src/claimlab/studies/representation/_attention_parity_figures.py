@@ -160,7 +160,8 @@ def reacts(net, x: torch.Tensor, tau: float) -> np.ndarray:
 def attention_view(net, params) -> go.Figure:
     """What each head would look at with the final sharpness; the bits that decide are ringed."""
     if net.attention is None:
-        return style(go.Figure(), "This arm has no attention: every neuron reads every bit")
+        figure = style(go.Figure(), "This arm has no attention: every neuron reads every bit")
+        return figure.update_xaxes(visible=False).update_yaxes(visible=False)
     n = net.attention.codes.shape[0]
     weights = shares(net, params.final_sharpness if n == params.n else n**2)
     figure = go.Figure()
@@ -171,8 +172,9 @@ def attention_view(net, params) -> go.Figure:
                        marker=dict(symbol="circle-open", size=16, color=OTHERS[3], line_width=3))  # fmt: skip
     met = sum(weights[:, place].max() > 0.5 for place in secret)
     figure.update_yaxes(range=[-0.03, 1.08])
-    return style(figure, f"{met} of {len(secret)} bits that decide get more than half of a head's attention (at the final sharpness)",
-                 x="position", y="attention [share]").update_layout(showlegend=len(weights) <= PANELS)  # fmt: skip
+    title = f"{met} of {len(secret)} bits that decide get over half of a head's attention" if len(secret) else "Attention"
+    figure.update_layout(showlegend=len(weights) <= PANELS)
+    return style(figure, f"{title} (at the final sharpness)", x="position", y="attention [share]")
 
 
 def sensitivity_view(net, params) -> go.Figure:
@@ -185,6 +187,7 @@ def sensitivity_view(net, params) -> go.Figure:
     secret = net.secret.cpu().numpy()
     figure.add_scatter(x=secret, y=share[secret], mode="markers", name="bit that decides",
                        marker=dict(symbol="circle-open", size=16, color=OTHERS[3], line_width=3))  # fmt: skip
-    figure.update_yaxes(range=[0, 1.08])
-    return style(figure, f"A flip of one bit changes the answer {share.sum():.1f} times in all (parity of {params.k} bits: {params.k})",
-                 x="position of the flipped bit", y="answers that change [share]")  # fmt: skip
+    figure.update_yaxes(range=[-0.04, 1.08])
+    title = f"Flips of one bit that change the answer, summed over positions: {share.sum():.1f}"
+    title += f" (parity itself: {len(secret)})" if len(secret) else ""
+    return style(figure, title, x="position of the flipped bit", y="answers that change [share]")
