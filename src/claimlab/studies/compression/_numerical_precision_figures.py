@@ -165,9 +165,10 @@ def factors(lab) -> go.Figure:
     drops = np.array([_by_bits(lab, arm, "accuracy_drop", bits).mean(1) for arm in names])
     at, kept = bits.index(6), [_last(lab, arm, "accuracy_float32").mean() for arm in names]
     rows = [f"{name} (float32: {value:.2f})" for name, value in zip(names.values(), kept, strict=True)]
-    title = (f"One factor changed: at 6 bits the smallest loss of accuracy is with {_named(names, drops[:, at].argmin())}, the largest "
-             f"with {_named(names, drops[:, at].argmax())}")  # fmt: skip
-    return matrix(drops, rows, [str(m) for m in bits], title=title, x="stored mantissa bits", y="", unit="accuracy<br>lost", height=480)
+    title = (f"At 6 bits the least accuracy is lost with {_named(names, drops[:, at].argmin())}, "
+             f"the most with {_named(names, drops[:, at].argmax())}")  # fmt: skip
+    figure = matrix(drops, rows, [str(m) for m in bits], title=title, x="stored mantissa bits", y="", unit="accuracy<br>lost", height=480)
+    return figure.update_layout(title_x=0.02, title_xref="container")  # the names of the rows take much of the width
 
 
 def _named(names: dict[str, str], place: int) -> str:
@@ -188,10 +189,10 @@ def weights_on_grid(net, params) -> go.Figure:
     if mantissa < study.STORED:
         figure.add_histogram(x=cut.cpu().numpy(), xbins=bins, marker_color=faded(BLUE, 0.6), name=f"copy with {mantissa} mantissa bits")
         grid = representable(mantissa, edge)
-        figure.add_scatter(x=np.r_[-grid[::-1], grid], y=np.zeros(2 * len(grid)), mode="markers", name="numbers of the format",
+        figure.add_scatter(x=np.r_[-grid[::-1], grid], y=np.zeros(2 * len(grid)), mode="markers", name="its largest numbers",
                            marker=dict(symbol="line-ns-open", size=14, color=OTHERS[3]))  # fmt: skip
-        still = float((cut == 0).float().mean())
-        title = f"Output layer: {still:.0%} of the weights with {mantissa} mantissa bits are 0"
+        title = (f"Output layer: mean |w| is {cut.abs().mean():.3f} with {mantissa} mantissa bits and {reference.abs().mean():.3f} in "
+                 "float32")  # fmt: skip
     else:
         title = "Output layer in float32: its numbers lie too close to be drawn"
     figure.update_layout(barmode="overlay")
