@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 5
+VERSION = 6
 metadata = MetaData()
 
 version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
@@ -103,6 +103,20 @@ sweep_point = Table(
     Column("key", String(64), nullable=False, index=True), Column("params", Text, nullable=False), Column("run", String(80)),
 )  # fmt: skip
 
+# one row a time that a schedule was due; while it runs the index below lets no other process run the same schedule
+firing = Table(
+    "firing", metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True), Column("schedule", String(60), nullable=False),
+    Column("due", Float, nullable=False), Column("began", Float, nullable=False), Column("ended", Float), Column("heartbeat", Float),
+    Column("status", String(16), nullable=False), Column("attempts", Integer, default=0), Column("code", Integer),
+    Column("reason", Text, default=""), Column("out", Text, default=""), Column("owner", String(120), default=""),
+    UniqueConstraint("schedule", "due"),
+)  # fmt: skip
+_GOING = firing.c.status == "running"
+Index("firing_alone", firing.c.schedule, unique=True, sqlite_where=_GOING, postgresql_where=_GOING)
+paused = Table("paused", metadata, Column("schedule", String(60), primary_key=True), Column("since", Float, nullable=False))
+scheduler = Table("scheduler", metadata, Column("owner", String(120), primary_key=True), Column("heartbeat", Float, nullable=False))
+
 
 class NewerSchema(RuntimeError):
     """The database was written by a later version of claimlab."""
@@ -135,12 +149,16 @@ def _views(_connection: Connection) -> None:
     """2 -> 3: live views have a table of their own, which is made with all that are missing."""
 
 
-def _calendar(_connection: Connection) -> None:
-    """3 -> 4: schedules have a table of their own, which is made with all that are missing."""
+def _unchanged(_connection: Connection) -> None:
+    """3 -> 4: nothing to bring forward."""
 
 
 def _sweeps(_connection: Connection) -> None:
     """4 -> 5: sweeps and their points have tables of their own, which are made with all that are missing."""
 
 
-STEPS = {1: _branches, 2: _views, 3: _calendar, 4: _sweeps}
+def _calendar(_connection: Connection) -> None:
+    """5 -> 6: what schedules have done has tables of its own, which are made with all that are missing."""
+
+
+STEPS = {1: _branches, 2: _views, 3: _unchanged, 4: _sweeps, 5: _calendar}

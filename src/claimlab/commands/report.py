@@ -26,28 +26,13 @@ def register(add) -> None:
     one.add_argument("--reference", action="store_true", help="write data/verdicts.csv and the README's table as well")
 
 
-def select(names: list[str], everything: bool = False, family: str | None = None, theme: str | None = None) -> list[str]:
-    """The slugs that are asked for; StudyError says why there are none."""
-    chosen = [s for s in studies.catalogue() if not s.broken]
-    if family is not None and family not in (known := sorted({s.family for s in chosen})):
-        raise StudyError(f"no study is of that family: family = {family!r} is not allowed, one of {', '.join(known)}")
-    if names:
-        chosen = [studies.find(name) for name in names]
-    elif not (everything or family or theme):
-        raise StudyError("name studies, or use --all, --family or --theme")
-    chosen = [s for s in chosen if family in (None, s.family) and theme in (None, s.paper.theme)]
-    if not chosen:
-        raise StudyError("no study is of that family and theme")
-    return [s.slug for s in chosen]
-
-
 def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from claimlab.cli import tell
-    from claimlab.reports import mail, making, progress
+    from claimlab.reports import mail, making, planning, progress
 
-    slugs = select(options.studies, options.all, options.family, options.theme)
+    slugs = planning.select(options.studies, options.all, options.family, options.theme)
     if options.reference and options.profile != "default":
         raise StudyError("reference results are those of the default profile")
     if options.jobs is not None and options.jobs < 1:

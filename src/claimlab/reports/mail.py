@@ -25,6 +25,7 @@ from claimlab.study import StudyError
 
 PORTS = {"starttls": 587, "tls": 465, "none": 25}
 KEYS = ("host", "port", "user", "password", "from", "security")
+NEAR = ("127.0.0.1", "::1", "localhost")
 PATIENCE = 30.0  # seconds that a server may be silent
 
 
@@ -43,7 +44,7 @@ class Server:
 def settings(to: Sequence[str]) -> Server:
     """The mail server that is set up, checked together with the addresses `to`; StudyError says what is missing or wrong."""
     for one in to:
-        _address("email", one)
+        checked("email", one)
     path = Path(os.environ.get("CLAIMLAB_SMTP") or home() / "smtp.toml")
     held = _file(path) if path.exists() or os.environ.get("CLAIMLAB_SMTP") else {}
     held |= {k: v for k in KEYS if (v := os.environ.get(f"CLAIMLAB_SMTP_{k.upper()}"))}
@@ -52,11 +53,13 @@ def settings(to: Sequence[str]) -> Server:
     security = held.get("security", "starttls")
     if security not in PORTS:
         raise StudyError(f"security = {security!r} is not allowed: one of {', '.join(PORTS)}")
+    if security == "none" and held.get("password") and held["host"] not in NEAR:
+        raise StudyError("security = 'none' is not allowed: it would send the password in clear to another machine; use starttls or tls")
     port = str(held.get("port", PORTS[security]))
     if not (port.isdigit() and 1 <= int(port) <= 65535):
         raise StudyError(f"port = {port} is not allowed: it must be in [1, 65535]")
     sender = str(held.get("from") or held.get("user", ""))
-    _address("from", sender)
+    checked("from", sender)
     return Server(held["host"], int(port), sender, security, str(held.get("user", "")), str(held.get("password", "")))
 
 
@@ -70,7 +73,8 @@ def _file(path: Path) -> dict[str, Any]:
     return held
 
 
-def _address(name: str, text: str) -> None:
+def checked(name: str, text: str) -> None:
+    """StudyError for what is no address."""
     try:
         if not Address(addr_spec=text).domain:
             raise ValueError
@@ -86,7 +90,7 @@ def letter(found: dict[str, Any], out: Path) -> EmailMessage:
     if found["verdicts"]:
         from claimlab.reports import picture
 
-        name = make_msgid("verdicts", domain="claimlab.invalid")
+        name = f"<verdicts.{found['id']}@claimlab.invalid>"  # short: a folded header is lost on some mail programs
         made.add_alternative(html(found, f"cid:{name[1:-1]}"), subtype="html")
         made.get_payload()[1].add_related(picture.verdicts(found), "image", "png", cid=name, filename="verdicts.png",
                                           disposition="inline")  # fmt: skip

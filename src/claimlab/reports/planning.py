@@ -109,6 +109,21 @@ class Choice:
     since: float = field(default_factory=time.time)
 
 
+def select(names: list[str], everything: bool = False, family: str | None = None, theme: str | None = None) -> list[str]:
+    """The slugs that are asked for; StudyError says why there are none."""
+    chosen = [s for s in catalogue() if not s.broken]
+    if family is not None and family not in (known := sorted({s.family for s in chosen})):
+        raise StudyError(f"no study is of that family: family = {family!r} is not allowed, one of {', '.join(known)}")
+    if names:
+        chosen = [find(name) for name in names]
+    elif not (everything or family or theme):
+        raise StudyError("name studies, or use --all, --family or --theme")
+    chosen = [s for s in chosen if family in (None, s.family) and theme in (None, s.paper.theme)]
+    if not chosen:
+        raise StudyError("no study is of that family and theme")
+    return [s.slug for s in chosen]
+
+
 def chosen(slugs: Iterable[str]) -> list[Study]:
     """The studies of these names, in this order, broken ones among them; StudyError names an unknown one."""
     known = {s.slug: s for s in catalogue()}
