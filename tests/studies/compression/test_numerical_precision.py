@@ -190,12 +190,12 @@ def test_rates_and_cliff_from_made_up_numbers():
 
 
 def test_23_bits_reproduce_float32_training_bit_for_bit():
-    plain = run_of("float32")
+    plain = run_of("float32", 8)
     for rounding in formats.ROUNDINGS:
-        chosen = run_of("chosen", mantissa=23, rounding=rounding)
+        chosen = run_of("chosen", 8, mantissa=23, rounding=rounding)
         for a, b in zip(plain.members, chosen.members, strict=True):
             assert equal(copies(a, 0), copies(b, 0)) and equal(copies(a, 0), copies(b, 1))
-    assert equal(copies(plain.members[0], 0), copies(run_of("truncate").members[0], -1))
+    assert equal(copies(plain.members[0], 0), copies(run_of("truncate", 8).members[0], -1))
 
 
 def test_plain_sgd_is_torchs():
@@ -313,8 +313,9 @@ def test_views_show_the_numbers_of_the_format(smoke):
 
 
 def test_the_figure_of_all_factors():
-    lab = Experiment(STUDY, STUDY.make(dict(SMALL, factors="all", images="digits")), seeds=[1000, 1001]).run()
-    figure = lab.figures()["other factors"]
+    arms = ["truncate", *drawing.FACTORS]
+    lab = Experiment(STUDY, STUDY.make(dict(SMALL, factors="all", width=16)), seeds=[1000, 1001], arms=arms).run()
+    figure = drawing.factors(lab)
     last = lab.table[(lab.table.arm == "tanh") & (lab.table.metric == "accuracy_drop_6bit") & (lab.table.step == 20)].value
     row = next(i for i, name in enumerate(figure.data[0].y) if name.startswith("tanh"))
     assert figure.data[0].z[row][1] == pytest.approx(last.mean()) and len(figure.data[0].y) == 1 + len(drawing.FACTORS)
