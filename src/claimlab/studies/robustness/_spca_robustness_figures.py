@@ -22,7 +22,7 @@ MAIN = ("pca", "spca", "raw", "random_sparse")
 NAMES = {"pgd": "PGD", "fgsm": "one FGSM step", "mim": "momentum steps", "square": "the Square attack"}
 AXIS = {"inf": "largest change of a pixel [share of the pixel range]",
         "2": "root mean square change of a pixel [share of the pixel range]"}  # fmt: skip
-SCALE = "RdBu"  # white in the middle, where a pixel has no weight
+SCALE = [[0.0, "#2166AC"], [0.5, "#FFFFFF"], [1.0, "#B2182B"]]  # white in the middle, where a pixel has no weight
 
 
 def figures(lab) -> dict[str, go.Figure]:
@@ -79,6 +79,7 @@ def components(lab, count: int = 12) -> go.Figure:
 def pictured(rows, title: str, count: int = 12) -> go.Figure:
     """The first rows of projections as pictures, one projection below the other."""
     arrays, titles = [], []
+    count = min(count, *(len(matrix) // 6 * 6 or len(matrix) for matrix in rows.values()))  # whole lines of six
     for name, matrix in rows.items():
         kept = matrix[:count].cpu().numpy()
         side = round(kept.shape[1] ** 0.5)
@@ -97,7 +98,7 @@ def everybody(lab) -> go.Figure:
     )
     figure = draw.bars(lab.table, "pgd_accuracy", arms=arms, title=title, y_title="accuracy [share, mean of three sizes]",
                        palette=COLOURS, names={arm: arm.replace("_", "<br>") for arm in arms})  # fmt: skip
-    return figure
+    return figure.update_yaxes(range=[0, 1])
 
 
 def radii(lab) -> go.Figure:
@@ -172,7 +173,7 @@ def album(lab) -> go.Figure:
         side = round(x.shape[1] ** 0.5)
         added.append((moved - x).cpu().numpy().reshape(side, side))
         seen.append(moved.cpu().numpy().reshape(side, side))
-        titles.append(f"{arm}:<br>{said} ({sure:.0%})")
+        titles.append(arm.replace("_", "<br>") + f"<br><b>{said}</b> ({sure:.0%})")
         answers.append(said != y.item())
     figure = make_subplots(2, len(arms), subplot_titles=titles, horizontal_spacing=0.01, vertical_spacing=0.03,
                            row_titles=["picture", "what was added"])  # fmt: skip
@@ -186,7 +187,7 @@ def album(lab) -> go.Figure:
     title = (f"A {y.item()} of seed {lab.seeds[0]} moved by {lab.params.eps:g} a pixel: {sum(answers)} of {len(arms)} networks now "
              "say something else (in brackets: how sure)")  # fmt: skip
     figure.update_annotations(font_size=11)
-    return style(figure, title, height=340).update_layout(margin_t=120, margin_r=40)
+    return style(figure, title, height=380).update_layout(margin_t=160, margin_r=40, margin_b=20)
 
 
 def attacked(net, x, y, p):

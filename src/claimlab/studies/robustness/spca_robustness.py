@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -125,6 +126,17 @@ def front_end(front: str, scaled: bool, seed: int, p: Params) -> tuple[Tensor, T
 # ---- the attacker
 
 
+@contextmanager
+def one_thread():
+    """Steps on a few hundred small images cost less than it costs to hand them out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def attacker(name: str, norm: str, p: Params, rng: torch.Generator):
     """`attack(loss, x, eps)` of the lab's knobs, and how often it tries. The radius of norm 2 is eps sqrt(d), so that eps is
     the root mean square change of a pixel."""
@@ -140,6 +152,7 @@ def attacker(name: str, norm: str, p: Params, rng: torch.Generator):
     return attack, p.restarts if name == "pgd" else 1
 
 
+@one_thread()
 def endured(net, x: Tensor, y: Tensor, sizes: list[float], attack, tries: int = 1) -> Tensor:
     """Which images [n] are still answered with y after every try, for each of the ascending `sizes`: [len(sizes), n].
 
