@@ -15,7 +15,6 @@ from claimlab.studies.representation._principles_method import (
     chi_perpendicular,
     critical_point,
     next_kernel,
-    tangent_kernels,
 )
 
 DARK = "#222222"
@@ -236,28 +235,30 @@ def _line(fig, n: int, cells: list[tuple[int, np.ndarray]], colour: str, col: in
 
 
 def tangent_change(lab) -> go.Figure:
-    """Change of the empirical tangent kernel in training, and its fluctuation over fresh networks, against depth over width."""
-    fig = make_subplots(1, 2, subplot_titles=["relative change in training", "fluctuation at the start"], horizontal_spacing=0.12)
+    """Change of the empirical tangent kernel by one step and in training, and its fluctuation over fresh networks."""
+    fig = make_subplots(1, 3, subplot_titles=["change, one small step", "change, whole training", "fluctuation at the start"],
+                        horizontal_spacing=0.1)  # fmt: skip
     x, y = [], []
-    for k, (n, cells) in enumerate(grid(lab, "kernel_change").items()):
+    for k, (n, cells) in enumerate(grid(lab, "first_change").items()):
         _line(fig, n, cells, WIDTHS[k], 1)
         x, y = x + [depth / n for depth, _ in cells], y + [np.nanmean(v) for _, v in cells]
+    for k, (n, cells) in enumerate(grid(lab, "kernel_change").items()):
+        _line(fig, n, cells, WIDTHS[k], 2)
     side = lab.arms.get("pairs_and_tangents")
     for k, (n, found) in enumerate(side.tangent.items() if side else ()):
         ratio = np.arange(found.shape[1]) / n
         spread = (found[..., 1] / found[..., 0] ** 2 - 1).mean(0)
-        off = abs(found[..., 0].mean(0) / tangent_kernels("relu", 0.0, 2.0, len(ratio), 2.0, 1.0) - 1).max()
-        fig.add_scatter(x=ratio[1:], y=spread[1:], mode="lines+markers", name=f"fresh, n = {n} (mean off by {off:.0%})",
-                        line={"color": OTHERS[3 + k], "dash": "dot"}, row=1, col=2)  # fmt: skip
-    x, y = np.array(x), np.array(y)
-    kept = (x <= 0.35) & np.isfinite(y)
-    power = np.polyfit(np.log(x[kept]), np.log(y[kept]), 1)[0] if len(np.unique(x[kept])) > 1 else np.nan
-    tail = "" if np.isnan(power) else f": up to a ratio of 0.35 the change grows as its power {power:.2f}"
-    style(fig, f"Change and fluctuation of the tangent kernel against depth over width{tail}", height=430)
-    fig.update_xaxes(type="log", title_text="depth / width", col=1).update_yaxes(type="log", col=1, exponentformat="power")
+        fig.add_scatter(x=ratio[1:], y=spread[1:], mode="lines+markers", name=f"untrained, n = {n}",
+                        line={"color": OTHERS[3 + k], "dash": "dot"}, row=1, col=3)  # fmt: skip
+    power = np.polyfit(np.log(x), np.log(y), 1)[0] if np.isfinite(y).all() and len(set(x)) > 1 else np.nan
+    tail = "" if np.isnan(power) else f": one step changes it as (depth / width) to the power {power:.2f}"
+    style(fig, f"The tangent kernel against depth over width{tail}", height=430)
+    for col in (1, 2):
+        fig.update_xaxes(type="log", dtick=1, title_text="depth / width", col=col)
+        fig.update_yaxes(type="log", dtick=1, exponentformat="power", col=col)
     fig.update_yaxes(title_text="|change of kernel| / |kernel|", col=1)
-    fig.update_yaxes(title_text="variance / mean² of Θ", rangemode="tozero", col=2)
-    return fig.update_xaxes(title_text="(l - 1) / n", col=2)
+    fig.update_yaxes(title_text="variance / mean² of Θ", rangemode="tozero", col=3)
+    return fig.update_xaxes(title_text="(l - 1) / n", col=3)
 
 
 # ---- views

@@ -5,10 +5,12 @@ Can pen and paper foretell how signals, their randomness and learning change wit
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from claimlab.claims import Claim
@@ -183,11 +185,27 @@ class Cell(Learner):
     def init(self):
         net = super().init()
         net.register_buffer("start", net.tangent())
+        net.register_buffer("first_change", self.step_once(net))
         return net
 
+    def step_once(self, net):
+        """Relative change of the tangent kernel by one step on the first 256 rows at a tenth of the rate, so small that it
+        shows the kernel's differential; [R]."""
+        moved = copy.deepcopy(net)
+        weights = list(moved.parameters())
+        gradients = torch.autograd.grad(self.loss(moved, self.x[:256], self.y[:256]), weights)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 0.1 * self.lr * self.schedule(0, 1) * gradient
+        return change(moved.tangent(), net.start)
+
     def final(self, net):
-        change = (net.tangent() - net.start).flatten(1).norm(dim=1) / net.start.flatten(1).norm(dim=1)
-        return {"kernel_change": change.median()}
+        return {"kernel_change": change(net.tangent(), net.start).median(), "first_change": net.first_change.median()}
+
+
+def change(kernel: Tensor, start: Tensor) -> Tensor:
+    """|kernel - start| / |start| of each network, kernels [R, P, P]."""
+    return (kernel - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1)
 
 
 class Grid:
