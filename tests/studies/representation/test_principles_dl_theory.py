@@ -255,7 +255,7 @@ def test_networks_start_on_the_line_of_their_theory(gamma):
     assert net.theory() == pytest.approx([1.0] * 9)
     assert off.theory() == pytest.approx([0.5**layer for layer in range(9)])
     for one in (net, off, norm):
-        measured = [float(z.square().mean()) for z in one.layers(x)]
+        measured = [float(z.detach().square().mean()) for z in one.layers(x)]
         assert measured == pytest.approx(one.theory(), rel=0.12)
 
 
@@ -268,6 +268,16 @@ def test_at_the_residual_arms_gamma_the_two_very_deep_arms_are_one():
     first = first.groupby(["arm", "seed"])["value"].last().unstack(0)
     assert (first["critical_very_deep"] == first["residual_very_deep"]).all()
     assert not same or (last["critical_very_deep"] == last["residual_very_deep"]).all()
+
+
+def test_one_step_moves_the_tangent_kernel_less_in_wider_networks():
+    moved = {}
+    for width in (16, 64):
+        task = study.Cell(STUDY.make({"width": width, "depth": 4, "nets": 24})).bind(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            moved[width] = float(task.init().first_change.median())
+    assert 2 < moved[16] / moved[64] < 8  # as 1 / n
 
 
 def test_signals_of_the_default_start_die_and_critical_ones_live():
