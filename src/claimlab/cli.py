@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import claimlab
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     new_parser = add("new", new, "write the three files of a new study")
     new_parser.add_argument("slug")
     new_parser.add_argument("--family", required=True, choices=sorted(studies.FAMILIES))
+    new_parser.add_argument("--folder", type=Path, help="a folder of your own, named by CLAIMLAB_STUDIES (default: this project)")
     runs_parser = add("runs", remote.runs, "list the runs, or show one: `claimlab runs show ID`", reads=True)
     runs_parser.add_argument("what", nargs="*", metavar="show ID")
     runs_parser.add_argument("--study")
@@ -247,7 +249,7 @@ def check(options) -> int:
 def new(options) -> int:
     from claimlab import scaffold
 
-    for path in scaffold.write(options.slug, options.family, studies.root()):
+    for path in scaffold.write(options.slug, options.family, studies.root(), options.folder):
         print(path)
     print(f"Write the method and the experiment, then: claimlab check {options.slug}")
     return 0

@@ -113,8 +113,9 @@ def test_at_the_limit_knob_the_method_is_the_baseline():
 '''
 
 
-def write(slug: str, family: str, root: Path) -> list[Path]:
-    """Write module, notebook and test of a new study under `root`; their paths. StudyError for a bad or taken name."""
+def write(slug: str, family: str, root: Path, folder: Path | None = None) -> list[Path]:
+    """Write module, notebook and test of a new study under `root`, or side by side in a folder of studies of one's own; their
+    paths. StudyError for a bad or taken name."""
     from claimlab.cells import template
 
     slug = slug.replace("_", "-").lower()
@@ -125,9 +126,9 @@ def write(slug: str, family: str, root: Path) -> list[Path]:
     if slug in {s.slug for s in catalogue()}:
         raise StudyError(f"there is a study {slug} already")
     stem = slug.replace("-", "_")
-    module = root / "src" / "claimlab" / "studies" / family / f"{stem}.py"
-    test = root / "tests" / "studies" / family / f"test_{stem}.py"
-    notebook = root / "notebooks" / family / f"{stem}.ipynb"
+    tops = ("src/claimlab/studies", "tests/studies", "notebooks")
+    places = [root / top / family for top in tops] if folder is None else [folder / family] * 3
+    module, test, notebook = (p / name for p, name in zip(places, (f"{stem}.py", f"test_{stem}.py", f"{stem}.ipynb"), strict=True))
     for path, text in ((module, MODULE), (test, TEST)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(slug=slug), encoding="utf-8")

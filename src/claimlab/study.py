@@ -127,12 +127,28 @@ def root() -> Path:
 
 def folders() -> list[Path]:
     """Where studies lie: the package's own folder, CLAIMLAB_STUDIES, and folders from entry points."""
-    own = [Path(p) for p in os.environ.get("CLAIMLAB_STUDIES", "").split(os.pathsep) if p]
-    plugged = []
+    return [PACKAGE / "studies", *_own(), *_plugged()[0]]
+
+
+def _own() -> list[Path]:
+    return [Path(p) for p in os.environ.get("CLAIMLAB_STUDIES", "").split(os.pathsep) if p]
+
+
+def _plugged() -> tuple[list[Path], list[Study]]:
+    """The folders that entry points lead to, and in place of each one that leads nowhere a broken study that says why."""
+    found, broken = [], []
     for point in entry_points(group="claimlab.studies"):
-        spec = importlib.util.find_spec(point.value)
-        plugged += [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    return [PACKAGE / "studies", *own, *plugged]
+        try:
+            spec = importlib.util.find_spec(point.module)
+            places = [Path(p) for p in (spec.submodule_search_locations if spec else None) or []]
+            reason = "" if places else f"{point.module} is no package that can be found"
+        except Exception as error:  # a package above it may fail on import, in any way
+            places, reason = [], f"{type(error).__name__}: {error}"
+        found += places
+        if reason:
+            slug = point.name.replace("_", "-").lower()
+            broken.append(Study(slug, "own", Path(point.module), f"its entry point leads nowhere: {reason}"))
+    return found, broken
 
 
 def catalogue() -> list[Study]:
@@ -140,10 +156,13 @@ def catalogue() -> list[Study]:
     found: dict[str, Study] = {}
     for folder in folders():
         for path in sorted(folder.rglob("*.py")):
-            if path.name.startswith("_") or "__pycache__" in path.parts:
+            if path.name.startswith(("_", "test_")) or "__pycache__" in path.parts:
                 continue
             one = read(path, family=path.parent.name if path.parent != folder else "own")
             found.setdefault(one.slug, one)
+    absent = [Study(p.name.lower(), "own", p, f"CLAIMLAB_STUDIES names {p}, which is not a folder") for p in _own() if not p.is_dir()]
+    for one in [*absent, *_plugged()[1]]:
+        found.setdefault(one.slug, one)
     return sorted(found.values(), key=lambda s: s.slug)
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from claimlab.params import KnobError
+from claimlab.params import PROFILES, KnobError
 
 FORMATS = ("mlflow", "tensorboard", "csv", "parquet")
 
@@ -22,6 +22,12 @@ def register(add: Any) -> None:
     one = add("diff", diff, "what differs between two runs or two reports: knobs, source, versions, verdicts, numbers", reads=True)
     one.add_argument("a", metavar="A", help="a run, or the folder of a report")
     one.add_argument("b", metavar="B")
+    one = add("data", data, "say what a study finds in a file of yours, or what is wrong with it", reads=True)
+    one.add_argument("what", choices=["check"])
+    one.add_argument("file", type=Path, help="a file, or a folder where the study asks for one")
+    one.add_argument("--study", required=True)
+    one.add_argument("-p", "--knob", action="append", default=[], metavar="KNOB=VALUE", help="a knob that the file needs")
+    one.add_argument("--profile", choices=PROFILES, default="default")
 
 
 def export(options) -> int:
@@ -61,4 +67,14 @@ def diff(options) -> int:
     with closing(Ledger()) as book:
         found = difference.diff(book, options.a, options.b)
     tell(found) if options.json else print(difference.told(found))
+    return 0
+
+
+def data(options) -> int:
+    from claimlab.cli import tell
+    from claimlab.exchange import own
+    from claimlab.params import pairs
+
+    found = own.check(options.study, options.file, pairs(options.knob), options.profile)
+    tell(found) if options.json else print(own.told(found))
     return 0
