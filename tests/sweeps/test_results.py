@@ -1,24 +1,11 @@
 """Shares of a knob space against scipy and against a space whose share is known."""
 
-import json
 import math
 
 import pytest
 from scipy import stats
 
-from claimlab import claims
-from claimlab.experiment import Experiment
 from claimlab.sweeps import plan, results, space
-
-
-def answered(study, made):
-    """The points of a plan as a finished sweep has them, run in this process."""
-    found = []
-    for i in range(len(made.points)):
-        lab = Experiment(study, study.make(made.values(i)), made.seeds).run()
-        judged = {c.id: json.loads(json.dumps(claims.judge(c, lab.table).as_dict())) for c in study.claims}
-        found.append({"number": i, "params": made.values(i), "run": f"run-{i}", "status": "finished", "reason": "", "judged": judged})
-    return found
 
 
 @pytest.mark.parametrize("held, count", [(0, 1), (3, 7), (22, 31), (500, 500)])
@@ -26,7 +13,7 @@ def test_the_interval_of_a_share_is_wilsons(held, count):
     assert results.wilson(held, count) == pytest.approx(tuple(stats.binomtest(held, count).proportion_ci(method="wilson")), abs=1e-9)
 
 
-def test_the_share_of_a_sampled_space_is_that_of_the_geometry(plane):
+def test_the_share_of_a_sampled_space_is_that_of_the_geometry(plane, answered):
     made = plan.make(plane, (), [space.over(plane, "x1"), space.over(plane, "x2=-1..1")], sample=64, fixed={"level": 0})
     one = results.share(plane.claims[0], answered(plane, made), made.as_dict())
     # 3 x1 + 2 x2 > 0 holds in half of the rectangle, by symmetry
@@ -34,7 +21,7 @@ def test_the_share_of_a_sampled_space_is_that_of_the_geometry(plane):
     assert "x1 in [-3.14159, 3.14159]; x2 in [-1, 1]; all else as" in one.sentence and "52 % of the knob space" in one.sentence
 
 
-def test_a_grid_is_counted_without_an_interval_and_silent_settings_are_told(plane):
+def test_a_grid_is_counted_without_an_interval_and_silent_settings_are_told(plane, answered):
     made = plan.make(plane, [space.grid(plane, "x1=-1,1,2,3")])
     found = answered(plane, made)
     found[3] |= {"judged": {}, "status": "failed"}
@@ -44,7 +31,7 @@ def test_a_grid_is_counted_without_an_interval_and_silent_settings_are_told(plan
     assert math.isnan(results.share(plane.claims[0], [], made.as_dict()).share)
 
 
-def test_a_sample_crossed_with_a_grid_is_no_surer_than_its_points(plane):
+def test_a_sample_crossed_with_a_grid_is_no_surer_than_its_points(plane, answered):
     axes = [space.over(plane, "x1")]
     alone = plan.make(plane, (), axes, sample=16)
     crossed = plan.make(plane, [space.grid(plane, "x3=0,1,2,3")], axes, sample=16)
@@ -52,7 +39,7 @@ def test_a_sample_crossed_with_a_grid_is_no_surer_than_its_points(plane):
     assert many.judged == 4 * one.judged and (many.low, many.high) == (one.low, one.high)
 
 
-def test_the_best_settings_are_those_with_the_largest_effect(plane):
+def test_the_best_settings_are_those_with_the_largest_effect(plane, answered):
     made = plan.make(plane, [space.grid(plane, "x1=1,3,2"), space.grid(plane, "shape=flat,steep")])
     top = results.best(plane.claims[0], answered(plane, made), 3)
     assert [(r["params"]["x1"], r["params"]["shape"]) for r in top] == [(3, "steep"), (2, "steep"), (3, "flat")]

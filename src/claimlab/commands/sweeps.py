@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
 
 from claimlab import study as studies
@@ -25,6 +26,15 @@ def register(add) -> None:
     one.add_argument("--method", choices=("sobol", "lhs"), default="sobol", help="Sobol' points or a Latin hypercube")
     one.add_argument("--design-seed", type=int, default=0, metavar="N", help="another draw of the same kind")
     one.add_argument("--csv", type=Path, metavar="FILE", help="write the table of all settings")
+    _common(one, seeds=5)
+    one = add("sensitivity", sensitivity, "which knob moves a claim: Sobol' or Morris indices of its effect over the knobs", reads=True)
+    one.add_argument("study")
+    one.add_argument("--claim", help="the id of a claim; not needed where there is one")
+    one.add_argument("--method", choices=("sobol", "morris"), default="sobol", help="Morris needs fewer runs and says less")
+    one.add_argument("--size", type=int, default=16, metavar="N",
+                     help="base points (runs: N x (knobs + 2)) or trajectories (N x (knobs + 1)); best a power of two")  # fmt: skip
+    one.add_argument("--over", action="append", default=[], metavar="KNOB[=LOW..HIGH]", help="a knob to move; default: all but steps")
+    one.add_argument("--design-seed", type=int, default=0, metavar="N", help="another draw of the same kind")
     _common(one, seeds=5)
 
 
@@ -58,3 +68,26 @@ def sweep(options) -> int:
     made = plan.make(study, grids, drawn, sample=options.sample, method=options.method, seeds=options.seeds, fixed=fixed,
                      profile=options.profile, design_seed=options.design_seed)  # fmt: skip
     return console.run(made, options)
+
+
+def sensitivity(options) -> int:
+    from claimlab.sweeps import console, sensitivity, space
+
+    study = studies.find(options.study)
+    claim = _claim(study, options.claim)
+    fixed = pairs(options.knob)
+    drawn = [space.over(study, text) for text in options.over] or space.free(study, fixed)
+    made = sensitivity.design(study, drawn, options.method, size=options.size, seeds=options.seeds, fixed=fixed, profile=options.profile,
+                              design_seed=options.design_seed)  # fmt: skip
+    return console.analyse(made, claim, options)
+
+
+def _claim(study, name: str | None):
+    known = {claim.id: claim for claim in study.claims}
+    if name is None and len(known) == 1:
+        return study.claims[0]
+    if name not in known:
+        near = difflib.get_close_matches(name or "", known, n=1, cutoff=0.4)
+        said = f"{study.slug} has no claim {name!r}" if name else "say which claim with --claim"
+        raise StudyError(said + (f"; did you mean {near[0]}?" if near else "") + f" Claims: {', '.join(known)}")
+    return known[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from claimlab.claims import Claim
 from claimlab.cli import tell
+from claimlab.ledger import home
 from claimlab.study import Study, find
 from claimlab.sweeps import conduct, results
 from claimlab.sweeps.book import Book
@@ -94,6 +97,29 @@ def show(book: Book, name: str) -> None:
         OUT.print(f"point {one['number']} {one['status']}: {one['reason']}", style="red", markup=False)
     if done < len(found):
         OUT.print("The same command runs what is missing.")
+
+
+def analyse(plan: Plan, claim: Claim, options: Any) -> int:
+    """Run the design of an analysis of sensitivity, print what it says of a claim and draw it; the exit code."""
+    from claimlab.sweeps import sensitivity
+
+    book = Book()
+    try:
+        tally = drive(plan, book, options)
+        indices = sensitivity.analyse(claim, results.rows(book, tally.name), plan.as_dict())
+    finally:
+        book.close()
+    page = home() / "sweeps" / tally.name / f"sensitivity-{claim.id}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    sensitivity.figure(indices).write_html(page, include_plotlyjs=True)
+    if options.json:
+        tell({"name": tally.name, **dataclasses.asdict(indices), "sentences": indices.sentences, "figure": str(page)}, indent=None)
+    else:
+        OUT.print(f"[bold]{tally.name}[/] {tally.status}: {indices.runs} runs, {indices.method}")
+        for sentence in indices.sentences:
+            OUT.print("  " + sentence, markup=False)
+        OUT.print(f"  figure: {page}", style="dim")
+    return 0 if tally.done == tally.total else 1
 
 
 def _best(study: Study, claim: str, top: list[dict[str, Any]], names: list[str]) -> Table:

@@ -76,7 +76,7 @@ def make(study: Study, grids: Sequence[Axis] = (), drawn: Sequence[Axis] = (), *
     """
     import numpy as np
 
-    fixed = _checked(study, fixed or {})
+    fixed = checked(study, fixed or {})
     _refuse_twice([*grids, *drawn], fixed)
     if not grids and not drawn:
         raise StudyError("a sweep needs --grid knob=a,b,c or --sample N")
@@ -86,14 +86,21 @@ def make(study: Study, grids: Sequence[Axis] = (), drawn: Sequence[Axis] = (), *
     if len(squares) * len(cloud) > MOST:
         raise StudyError(f"{len(squares) * len(cloud):,} settings are too many for one sweep; at most {MOST:,}")
     points = [{**square, **one} for one in cloud for square in squares]
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    kept, refusals = _allowed(study, profile, fixed, points, len(numbers))
-    if refusals and (not drawn or not kept):
-        raise KnobError(f"{len(refusals)} of {len(points)} settings are not allowed; the first: {refusals[0]}")
     about = {"grid": {a.knob.name: list(a.values) for a in grids}, "sample": sample if drawn else 0, "method": method if drawn else "",
              "drawn": [a.knob.name for a in drawn], "design_seed": design_seed if drawn else None}  # fmt: skip
-    return Plan(study, kind, profile, fixed, numbers, tuple(kept), about, space_in_words(study, grids, drawn, profile, fixed),
-                judged, len(refusals))  # fmt: skip
+    words = space_in_words(study, grids, drawn, profile, fixed)
+    return listed(study, points, kind=kind, seeds=seeds, fixed=fixed, profile=profile, about=about, words=words, judged=judged,
+                  whole=not drawn)  # fmt: skip
+
+
+def listed(study: Study, points: Sequence[dict[str, Any]], *, kind: str, seeds: int | Sequence[int], fixed: dict[str, Any] | None,
+           profile: str, about: dict[str, Any], words: str, judged: bool = True, whole: bool = False) -> Plan:  # fmt: skip
+    """The plan of points that are given. Those that the study refuses are left out; KnobError if `whole` or if none is left."""
+    fixed, numbers = checked(study, fixed or {}), tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    kept, refusals = _allowed(study, profile, fixed, points, len(numbers))
+    if refusals and (whole or not kept):
+        raise KnobError(f"{len(refusals)} of {len(points)} settings are not allowed; the first: {refusals[0]}")
+    return Plan(study, kind, profile, fixed, numbers, tuple(kept), about, words, judged, len(refusals))
 
 
 def draw(dimensions: int, count: int, method: str, rng: Any) -> Any:
@@ -122,7 +129,8 @@ def space_in_words(study: Study, grids: Sequence[Axis], drawn: Sequence[Axis], p
     return "; ".join(varied) + ("; all else as " + ", ".join(rest) if rest else "")
 
 
-def _checked(study: Study, fixed: dict[str, Any]) -> dict[str, Any]:
+def checked(study: Study, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Knob values that all runs share, as the study declares them; KnobError for one that it does not allow."""
     return {name: knob_of(study, name).check(value) for name, value in fixed.items()}
 
 
@@ -132,7 +140,7 @@ def _refuse_twice(axes: Sequence[Axis], fixed: dict[str, Any]) -> None:
         raise KnobError(f"{', '.join(twice)} is given twice; a knob is fixed, or on a grid, or drawn")
 
 
-def _allowed(study: Study, profile: str, fixed: dict, points: list[dict], seeds: int) -> tuple[list[dict], list[str]]:
+def _allowed(study: Study, profile: str, fixed: dict, points: Sequence[dict], seeds: int) -> tuple[list[dict], list[str]]:
     kept, refusals = [], []
     for point in points:
         try:

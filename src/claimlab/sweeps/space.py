@@ -37,6 +37,14 @@ class Axis:
         value = min(max(math.exp(value) if self.log else value, self.low), self.high)
         return round(value) if self.knob.type is int else min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
+    def place(self, share: float) -> float:
+        """Where on the axis, in [0, 1], the value at a share lies: `share` itself, but for a knob of few values."""
+        if self.values:
+            return self.values.index(self.at(share)) / max(len(self.values) - 1, 1)
+        if self.knob.type is int and not self.log:
+            return (self.at(share) - self.low) / (self.high - self.low)
+        return share
+
     def spread(self, count: int) -> Axis:
         """The same range as `count` values of a grid, both ends included."""
         shares = [i / max(count - 1, 1) for i in range(count)]
