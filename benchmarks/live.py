@@ -237,7 +237,7 @@ class Visitor:
     """One session of the dashboard over its WebSocket."""
 
     def __init__(self, address: str, page: str, query: str):
-        self.address, self.page, self.query, self.fragment = address, page, query, None
+        self.address, self.page, self.query, self.fragment, self.hash = address, page, query, None, ""
 
     async def __aenter__(self):
         import websockets
@@ -257,13 +257,16 @@ class Visitor:
         ask = BackMsg()
         ask.rerun_script.query_string, ask.rerun_script.page_name = self.query, self.page
         ask.rerun_script.fragment_id, ask.rerun_script.is_auto_rerun = fragment, bool(fragment)
+        ask.rerun_script.page_script_hash = self.hash  # else a page that begins anew would be the first one
         began, size, kind, told = time.monotonic(), 0, "", ForwardMsg()
         await self.socket.send(ask.SerializeToString())
-        while kind != "script_finished":
+        while kind != "script_finished" or told.script_finished == ForwardMsg.FINISHED_EARLY_FOR_RERUN:
             content = await asyncio.wait_for(self.socket.recv(), 60)
             size += len(content)
             told.ParseFromString(content)
             kind = told.WhichOneof("type")
+            if kind == "navigation":
+                self.hash = told.navigation.page_script_hash
             if kind == "auto_rerun":
                 self.fragment = told.auto_rerun.fragment_id
         return time.monotonic() - began, size

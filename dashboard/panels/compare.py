@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, live, store
+from panels import charts, glance
 from panels.wording import humanised, number, plain, setting
 
 from claimlab import figures
@@ -22,8 +22,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "8px,2px
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """The points of each run, by id."""
-    book = store.ledger()
-    return {row["id"]: live.points(row, book.events(row["id"]))[0] for row in rows}
+    return {row["id"]: glance.at(row["id"]).table for row in rows}
 
 
 def colours(runs: Sequence[str], baseline: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
-from panels import store
+from panels import glance, store
 from panels.wording import plain, span
 
 MINUTES = 10.0
@@ -100,7 +100,9 @@ def _button(text: str, key: str, run: str, payload: dict[str, Any], help: str) -
 
 def _drive(run: str, payload: dict[str, Any]) -> None:
     store.ledger().command(run, "drive", payload, by=me())
+    glance.forget(run)
 
 
 def _ask(run: str) -> None:
     store.ledger().event(run, "ask", payload={"by": me()})
+    glance.forget(run)

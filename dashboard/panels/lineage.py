@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, condition, launch, live, source, store, typed
+from panels import charts, condition, glance, launch, source, store, typed
 from panels.wording import STATUS, ago, badge, humanised, plain, setting
 
 from claimlab import figures, params
@@ -87,12 +87,11 @@ def children(study: Study, row: dict[str, Any], table: pd.DataFrame, metric: str
     book = store.ledger()
     rows = [book.run(name) for name in book.family(row["id"])[:SHOWN]]
     for child in [r for r in rows if r["parent"] == row["id"] and r["branch"] != "replay"][:FORKS]:
-        events = book.events(child["id"])
-        theirs, _ = live.points(child, events)
+        theirs = glance.at(child["id"])
         start = condition.where(book.events(row["id"]), child["branch"] or "")
-        gaps = {arm: differences(theirs, table, metric, arm, start.get(arm, 0)) for arm in theirs["arm"].unique()}
+        gaps = {arm: differences(theirs.table, table, metric, arm, start.get(arm, 0)) for arm in theirs.arms}
         told = [sentence(arm, gap, metric) for arm, gap in gaps.items() if len(gap) and (gap["value"].abs() > 0).any()]
-        st.caption(plain(f"{birth(child, events)}: {'; '.join(told) or 'no difference so far'}."))
+        st.caption(plain(f"{birth(child, theirs.events)}: {'; '.join(told) or 'no difference so far'}."))
 
 
 def against_parent(study: Study, row: dict[str, Any], table: pd.DataFrame, metric: str) -> None:
@@ -104,7 +103,7 @@ def against_parent(study: Study, row: dict[str, Any], table: pd.DataFrame, metri
     if not set(parent["seeds"]) & set(row["seeds"]):
         st.caption("This replay has other seeds than its original; its answer compares it with the same seeds left alone.")
         return
-    before, _ = live.points(parent, book.events(parent["id"]))
+    before = glance.at(parent["id"]).table
     start = condition.where(book.events(parent["id"]), row["branch"] or "")
     gaps = {arm: gap for arm in table["arm"].unique() if len(gap := differences(table, before, metric, arm, start.get(arm, 0)))}
     moved = {arm: gap for arm, gap in gaps.items() if (gap["value"].abs() > 0).any()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
-import threading
 import time
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, launch, looks, source, steer, store, views
+from panels import charts, glance, lease, looks, source, steer, store, views
 from panels.wording import STATUS, humanised, number, plain, setting, span
 
 from claimlab import figures, ledger, verbs
@@ -22,33 +20,65 @@ EVERY = 1.0
 SHOWN = 2
 AT_MOST = 6
 CLOSE = 0.3  # of the axis: what happens nearer than this is named together
-READ = 16  # runs that go on whose points are kept
-AGE = 0.8  # seconds for which what has been read for one viewer is shown to others as well
 HEIGHT = 340
 
 
 def panel(study: Study, run: dict[str, Any]) -> None:
-    """Draw the run; while it is alive this part of the page renews itself, and the whole page once it has ended."""
+    """Draw the run. While it is alive, status and curves renew themselves; what can be pressed is drawn anew only when it changes.
+
+    Most of a tick's cost is in its widgets, so that the part that renews itself has none.
+    """
     going = run["status"] not in ledger.ENDED
-    st.fragment(_draw, run_every=EVERY if going else None, key="live")(study, run["id"], going)
-
-
-def _draw(study: Study, run: str, going: bool) -> None:
+    head = st.container()
     with store.guarded():
-        book = store.ledger()
+        seen = glance.at(run["id"])
+        picked, choice = _toolbar(study, seen)
+        body = st.fragment(_draw, run_every=EVERY if going else None, key="live")
+        body(study, run["id"], going, head, picked, choice, _shape(study, seen))
         if going:
-            launch.settle(book)
-            book.reap(store.SILENCE)
-        row = book.run(run)
-        if going and row["status"] in ledger.ENDED:
+            steer.panel(study, seen)
+
+
+def _toolbar(study: Study, seen: glance.Glance) -> tuple[list[str], views.Choice | None]:
+    """Which curves are shown, and which picture of a network beside them, if any."""
+    names = ordered(study, seen.curves)
+    if not names:
+        return [], None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        picked = pills(study, names)
+        choice = None
+        if study.views and watches(study, seen.row):
+            with st.popover("Which network", icon=":material/visibility:", key="which"):
+                choice = views.choose(study, seen)
+    return picked, choice
+
+
+def _shape(study: Study, seen: glance.Glance) -> tuple:
+    """What the widgets of the page hang on; when it has changed the page is drawn anew as a whole."""
+    stops = any(c["verb"] == "stop" and c["answered"] is None for c in seen.commands)
+    return seen.row["status"], seen.curves, seen.arms, seen.condition.undoable, bool(lease.barred(seen.events)), stops
+
+
+def _draw(study: Study, run: str, going: bool, head: Any, picked: list[str], choice: views.Choice | None, shape: tuple) -> None:
+    with store.guarded():
+        if going:
+            glance.settled()
+        seen = glance.at(run)
+        if going and _shape(study, seen) != shape:
             st.rerun()
-        status(row)
-        events = book.events(run)
-        table, mark = points(row, events)
-        if going:
-            steer.panel(study, row, sorted(table["arm"].unique()), events)
-    looks.panel(study, events)
-    scene(study, row, table, mark, events)
+        with head:
+            status(seen.row)
+    looks.panel(study, seen.events)
+    if choice is None:
+        curves(study, seen, picked)
+    else:
+        left, right = st.columns([3, 2])
+        with left:
+            curves(study, seen, picked, columns=1)
+        with right:
+            views.show(seen.row, choice)
+    if going:
+        steer.answers(seen)
 
 
 def status(row: dict[str, Any], rate: float = 0.0) -> None:
@@ -84,89 +114,49 @@ def status(row: dict[str, Any], rate: float = 0.0) -> None:
     st.caption(f"Data as of {time.strftime('%H:%M:%S')}" + (f"; no sign of life for {span(silent)}" if silent > 3 else ""))
 
 
-# ---- points
-
-
-def points(row: dict[str, Any], events: list[dict[str, Any]]) -> tuple[pd.DataFrame, Any]:
-    """The run's points so far that stand, and a mark that changes only with them. New ones are added to those read before."""
-    if row["status"] in ledger.ENDED:
-        return closed(row["id"], row["ended"], store.ledger().url), row["ended"]
-    table, cursor = _read(row["id"], store.ledger().url).renewed()
-    undone = [e["payload"] for e in events if e["kind"] == "rollback"]
-    for back in undone:
-        reached = table["arm"].map(back["to"]).fillna(-1)
-        table = table[(table["id"] > back["cursor"]) | (table["step"] <= reached)]
-    return table, (cursor, len(undone))
-
-
-class _Points:
-    """The points of a run that goes on, read once for all who look at it at about the same time."""
-
-    def __init__(self, run: str):
-        self.run, self.lock, self.at = run, threading.Lock(), -math.inf
-        self.cursor, self.table = 0, pd.DataFrame(columns=["id", *ledger.COLUMNS])
-
-    def renewed(self) -> tuple[pd.DataFrame, int]:
-        """All points so far, at most AGE seconds old, and the cursor up to which they go."""
-        with self.lock:
-            if time.monotonic() - self.at >= AGE:
-                rows, self.cursor = store.ledger().points_since(self.run, self.cursor)
-                if rows:
-                    new = pd.DataFrame(rows, columns=["id", *ledger.COLUMNS]).astype({"value": "float64"})
-                    self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
-                self.at = time.monotonic()
-            return self.table, self.cursor
-
-
-@st.cache_resource(max_entries=READ, show_spinner=False)
-def _read(run: str, url: str) -> _Points:
-    return _Points(run)
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def closed(run: str, ended: float, url: str) -> pd.DataFrame:
-    """The whole table of a run that has ended."""
-    return store.ledger().table(run)
-
-
 # ---- curves
 
 
-def scene(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict]) -> list[str]:
-    """The curves, and beside them on request a picture of one network as it learns; the names of all curves."""
-    if not study.views or table.empty:
-        return curves(study, row, table, mark, events)
-    going = row["status"] not in ledger.ENDED
-    if not st.toggle("Watch a network", going, key=f"{study.slug}-watch-{going}", persist_state="session"):
-        return curves(study, row, table, mark, events)
-    left, right = st.columns([3, 2])
+def scene(study: Study, seen: glance.Glance) -> list[str]:
+    """All in one part of a page: the choice of curves and the curves, and beside them on request a picture of one network as it
+    learns; the names of all curves, judged ones first."""
+    names = ordered(study, seen.curves)
+    watched = bool(study.views and seen.arms) and watches(study, seen.row)
+    left, right = st.columns([3, 2]) if watched else (st.container(), None)
     with left:
-        names = curves(study, row, table, mark, events, columns=1)
-    with right:
-        views.panel(study, row, list(table["arm"].unique()))
+        curves(study, seen, pills(study, names) if names else [], columns=1 if watched else 2)
+    if watched:
+        with right:
+            views.panel(study, seen)
     return names
 
 
-def curves(study: Study, row: dict[str, Any], table: pd.DataFrame, mark: Any, events: list[dict], columns: int = 2) -> list[str]:
-    """Draw the curves that the reader has picked, and return the names of all there are, judged ones first."""
-    names = ordered(study, charts.curves(table))
-    if not names:
-        if row["status"] in ledger.ENDED:
+def watches(study: Study, row: dict[str, Any]) -> bool:
+    """Whether the reader wants to see a network; while the run goes on that is taken for granted."""
+    going = row["status"] not in ledger.ENDED
+    return st.toggle("Watch a network", going, key=f"{study.slug}-watch-{going}", persist_state="session")
+
+
+def pills(study: Study, names: list[str]) -> list[str]:
+    """The curves that the reader has picked."""
+    chosen = st.pills("Curves", names, selection_mode="multi", default=names[:SHOWN], key=f"{study.slug}-curves", wrap=True,
+                      format_func=humanised, persist_state="session")  # fmt: skip
+    return (chosen or [])[:AT_MOST]
+
+
+def curves(study: Study, seen: glance.Glance, picked: list[str], columns: int = 2) -> None:
+    """Draw these curves, or say why there are none."""
+    if not seen.curves:
+        if seen.row["status"] in ledger.ENDED:
             st.caption("This run recorded no curves.")
         else:
             st.skeleton(height=HEIGHT)
-        return []
-    happened = [e for e in events if e["kind"] in (*verbs.CHANGES, "rollback", "fork", "diverged")]
-    mark = (mark, len(happened), st.context.theme.type)
-    chosen = st.pills("Curves", names, selection_mode="multi", default=names[:SHOWN], key=f"{study.slug}-curves", wrap=True,
-                      format_func=humanised, persist_state="session")  # fmt: skip
-    places = st.columns(columns) if min(columns, len(chosen or [])) > 1 else [st.container()]
-    for place, name in enumerate((chosen or [])[:AT_MOST]):
+        return
+    places = st.columns(columns) if min(columns, len(picked)) > 1 else [st.container()]
+    for place, name in enumerate(picked):
         with places[place % len(places)]:
-            figure, title = _figure(row["id"], name, mark, study, table, happened)
-            alt = f"{humanised(name)} of every arm over the optimiser steps: {title}"
-            charts.show(figure, key=f"curve-{name}", title=title, alt=alt)
-    return names
+            _, figure, title = _figure(seen.row["id"], name, st.context.theme.type, store.ledger().url).now(study, seen, name)
+            charts.show(figure, key=f"curve-{name}", title=title, alt=f"{humanised(name)} of every arm over the optimiser steps: {title}")
 
 
 def ordered(study: Study, names: list[str]) -> list[str]:
@@ -174,14 +164,23 @@ def ordered(study: Study, names: list[str]) -> list[str]:
     return sorted(names, key=lambda n: (judged.index(n) if n in judged else len(judged), "loss" in n))
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
-def _figure(run: str, metric: str, mark: tuple, _study: Study, _table: pd.DataFrame, _events: list[dict]) -> tuple[charts.Drawn, str]:
-    """The chart of one metric, for all who look; drawn anew only if points or interventions have come since the last time."""
-    rows, palette = charts.thinned(_table, metric), source.palette(_study, _table)
+@st.cache_resource(max_entries=glance.READ, show_spinner=False)
+def _figure(run: str, metric: str, theme: str | None, url: str) -> glance.Shared:
+    """The chart of one metric and its title, for all who look."""
+    return glance.Shared(_drawn)
+
+
+def _drawn(last: tuple | None, study: Study, seen: glance.Glance, metric: str) -> tuple[Any, charts.Drawn, str]:
+    """(mark, chart, title): drawn anew only if points or interventions have come since the last time."""
+    happened = [e for e in seen.events if e["kind"] in (*verbs.CHANGES, "rollback", "fork", "diverged")]
+    mark = (seen.mark, len(happened), study.source_hash)
+    if last is not None and last[0] == mark:
+        return last
+    rows, palette = charts.thinned(seen.table, metric), source.palette(study, seen.table)
     figure = figures.curve(rows, metric, title="", y_title=humanised(metric), palette=palette)
-    _marks(figure, rows, [e for e in _events if e["arm"] in set(rows["arm"])], palette)
-    _told(figure, rows, _events, palette)
-    return charts.Drawn(charts.legend_below(figure, HEIGHT), margin=14), sentence(_study, _table, metric)
+    _marks(figure, rows, [e for e in happened if e["arm"] in set(rows["arm"])], palette)
+    _told(figure, rows, happened, palette)
+    return mark, charts.Drawn(charts.legend_below(figure, HEIGHT), margin=14), sentence(study, seen.table, metric)
 
 
 def _marks(figure: go.Figure, rows: pd.DataFrame, events: list[dict[str, Any]], palette: dict[str, str]) -> None:

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
-from panels import launch, steer, store, typed
+from panels import glance, launch, steer, store, typed
 from panels.wording import number, plain
 
-from claimlab.ledger import ENDED, LedgerError, home
+from claimlab.ledger import ENDED, LedgerError
 
 SHOWN = 4
 
 
 def checkpoints(run: str, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The checkpoints whose files are there, oldest first: name, step of each arm, why it was written."""
-    found = [e["payload"] for e in events if e["kind"] == "checkpoint"]
-    return [one for one in found if (home() / run / "checkpoints" / f"{one['name']}.pt").exists()]
+    there = glance.at(run).kept
+    return [e["payload"] for e in events if e["kind"] == "checkpoint" and e["payload"]["name"] in there]
 
 
 def panel(row: dict[str, Any], events: Sequence[dict[str, Any]]) -> None:

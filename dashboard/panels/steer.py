@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
-from panels import condition, lease, store, typed
+from panels import condition, glance, lease, store, typed
 from panels.wording import plain, setting
 
 from claimlab import params, verbs
@@ -17,19 +17,20 @@ ANSWERS = 5  # commands that are listed
 TWICE, TWICE_STEP = 1.0, 0.5  # seconds within which a press that comes again is the same one
 
 
-def panel(study: Study, row: dict[str, Any], arms: list[str], events: Sequence[dict[str, Any]]) -> None:
-    """Buttons and a form for a run that goes on, and the last answers; `arms` are those that have reported."""
-    why = lease.barred(events)
-    buttons(row, events, why, steps=(10,))
+def panel(study: Study, seen: glance.Glance) -> None:
+    """Buttons and a form for a run that goes on."""
+    row, why = seen.row, lease.barred(seen.events)
+    buttons(seen, why, steps=(10,))
     if why:
         st.caption(f"{plain(why)}; the page Live lets you ask for the wheel.")
-    with st.expander("Change a setting", icon=":material/tune:", key=f"{row['id']}-change"):
-        _form(study, row, arms, why)
-    answers(row["id"], events)
+    with st.expander("Change a setting", icon=":material/tune:", key=f"{row['id']}-change", on_change="rerun") as change:
+        if change.open:
+            _form(study, row, sorted(seen.arms), why)
 
 
-def buttons(row: dict[str, Any], events: Sequence[dict[str, Any]], why: str = "", steps: Sequence[int] = (1, 10)) -> None:
+def buttons(seen: glance.Glance, why: str = "", steps: Sequence[int] = (1, 10)) -> None:
     """One button a verb; `why` is the reason for which none of them can be pressed."""
+    row = seen.row
     paused = row["status"] == "paused"
     with st.container(horizontal=True):
         _button(row, "resume" if paused else "pause", "Go on" if paused else "Pause", "play_arrow" if paused else "pause", why=why,
@@ -46,10 +47,10 @@ def buttons(row: dict[str, Any], events: Sequence[dict[str, Any]], why: str = ""
             )
         _button(row, "evaluate", "Measure now", "monitoring", why=why)
         _button(row, "checkpoint", "Checkpoint", "bookmark", why=why)
-        before = condition.now(events).undoable
+        before = seen.condition.undoable
         nothing = "" if before else "nothing has been changed that could be undone"
         _button(row, "rollback", "Undo last change", "undo", {"checkpoint": before}, why or nothing)
-        waits = any(c["verb"] == "stop" and c["answered"] is None for c in store.ledger().commands(row["id"]))
+        waits = any(c["verb"] == "stop" and c["answered"] is None for c in seen.commands)
         _button(
             row,
             "stop",
@@ -73,6 +74,7 @@ def send(run: str, verb: str, payload: dict[str, Any], arm: str | None = None, s
     if sent == last and now - when < (TWICE_STEP if verb == "step" else TWICE):
         return
     store.ledger().command(run, verb, payload, arm=arm, seed=seed, by=lease.me())
+    glance.forget(run)
 
 
 def _form(study: Study, row: dict[str, Any], arms: list[str], why: str) -> None:
@@ -99,10 +101,9 @@ def _form(study: Study, row: dict[str, Any], arms: list[str], why: str) -> None:
         send(row["id"], "fork", {"change": {"verb": "set", **payload}}, chosen)
 
 
-def answers(run: str, events: Sequence[dict[str, Any]]) -> None:
+def answers(seen: glance.Glance) -> None:
     """The last commands and what became of them, newest first; and what one would have typed."""
-    book = store.ledger()
-    found, quiet = list(reversed(book.commands(run)[-ANSWERS:])), []
+    run, found, quiet = seen.row["id"], list(reversed(seen.commands[-ANSWERS:])), []
     for command in found:
         text = answered(command)
         if command["answered"] is not None and not command["ok"]:
@@ -115,8 +116,9 @@ def answers(run: str, events: Sequence[dict[str, Any]]) -> None:
     if quiet:
         st.caption("  \n".join(quiet))
     if found:
-        with st.expander("Copy these commands", icon=":material/terminal:", key=f"{run}-typed"):
-            typed.show([line(run, command, events) for command in reversed(found)])
+        with st.expander("Copy these commands", icon=":material/terminal:", key=f"{run}-typed", on_change="rerun") as lines:
+            if lines.open:
+                typed.show([line(run, command, seen.events) for command in reversed(found)])
 
 
 def answered(command: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from panels import charts, looker, pad, source, views
+from panels import charts, glance, looker, pad, source
 from panels.wording import plain
 
 from claimlab.study import Study
@@ -21,7 +21,7 @@ ROWS = 200  # of a table
 
 def panel(study: Study, run: dict[str, Any] | None) -> None:
     """The input, and the answers of the networks of this run; says what to do where there is no run."""
-    if run is None or not views.checkpoints(run["id"]):
+    if run is None or not glance.at(run["id"]).kept:
         st.info("Run this study first, or open a past run: its trained networks answer here.", icon=":material/draw:")
         return
     name = st.segmented_control("What to try", list(study.trials), default=next(iter(study.trials)), key=f"{study.slug}-trial")

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import streamlit as st
-from panels import condition, happenings, launch, layers, lease, lineage, live, looks, rescue, running, steer, store, tune, typed
+from panels import glance, happenings, layers, lease, lineage, live, looks, rescue, running, steer, store, tune, typed
 from panels.wording import STATUS, ago, plain
 
 from claimlab.ledger import ENDED, LedgerError
@@ -31,8 +31,8 @@ def page(wanted: str) -> None:
 def _draw(wanted: str, known: dict[str, Study], fast: bool) -> None:
     with store.guarded():
         book = store.ledger()
-        launch.settle(book)
-        going = store.alive()
+        glance.settled()
+        going = glance.alive()
         if bool(going) != fast:
             st.rerun()  # at the other pace
         st.title(heading(going), anchor=False)
@@ -65,12 +65,12 @@ def _nothing() -> None:
 
 
 def _chosen(run: str, known: dict[str, Study]) -> None:
-    book = store.ledger()
     try:
-        row = book.run(run)
+        seen = glance.at(run)
     except LedgerError as error:
         st.error(plain(error), title="This run cannot be shown", icon=":material/link_off:")
         return
+    row, events, table = seen.row, seen.events, seen.table
     study = known.get(row["study"])
     if study is None:
         st.error(
@@ -89,21 +89,19 @@ def _chosen(run: str, known: dict[str, Study]) -> None:
             query_params={"study": study.slug, "run": run},
         )
     live.status(row, running.rate_of(row))
-    events = book.events(run)
     why = lease.barred(events)
     rescue.panel(row, events)
     rescue.divergence(row, events, why)
-    table, mark = live.points(row, events)
     if row["status"] in ("queued", "starting") and table.empty:
         _waiting(row)
         return
     looks.panel(study, events)
-    names = live.scene(study, row, table, mark, events)
+    names = live.scene(study, seen)
     if row["status"] not in ENDED:
         lease.panel(run, events)
-        steer.buttons(row, events, why)
-        steer.answers(run, events)
-    _tabs(study, row, table, events, names, why)
+        steer.buttons(seen, why)
+        steer.answers(seen)
+    _tabs(study, seen, names, why)
 
 
 def _waiting(row: dict[str, Any]) -> None:
@@ -113,8 +111,9 @@ def _waiting(row: dict[str, Any]) -> None:
     st.skeleton(height=live.HEIGHT)
 
 
-def _tabs(study: Study, row: dict[str, Any], table: Any, events: list[dict[str, Any]], names: list[str], why: str) -> None:
-    run, going, here = row["id"], row["status"] not in ENDED, condition.now(events)
+def _tabs(study: Study, seen: glance.Glance, names: list[str], why: str) -> None:
+    row, events, table, here = seen.row, seen.events, seen.table, seen.condition
+    run, going = row["id"], row["status"] not in ENDED
     arms = list(here.arms) or list(table["arm"].unique())
     chosen = st.session_state.get(f"{run}-arm", tune.ALL)
     shown = TABS if going else TABS[2:]

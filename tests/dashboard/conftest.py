@@ -85,6 +85,7 @@ def going(book, own_studies):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """A page shows what was written just now, and not what was read a moment before for somebody else."""
-    from panels import live
+    from panels import glance
 
-    monkeypatch.setattr(live, "AGE", 0.0)
+    monkeypatch.setattr(glance, "AGE", 0.0)
+    monkeypatch.setattr(glance, "SPARE", 0.0)

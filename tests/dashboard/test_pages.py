@@ -299,7 +299,8 @@ def test_a_setting_is_checked_before_it_is_sent_to_this_run_or_to_a_fork(lab):
     book = Ledger()
     run = running(book)
     at = page(run=run)
-    at.selectbox(key="steer-arm").select("fast")
+    at.session_state[f"{run}-change"] = True  # the form is drawn where it is unfolded
+    at.run().selectbox(key="steer-arm").select("fast")
     at.text_input(key="steer-value").input("-1")
     at.button(key="steer-set").click().run()
     assert not at.exception and "lr = -1 is not allowed" in words(at) and book.commands(run) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import streamlit as st
-from panels import looker, trial, views
+from panels import glance, looker, trial
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
@@ -133,10 +133,10 @@ def test_a_process_that_died_is_told_and_started_anew(book, done):
 
 def test_checkpoints_are_those_whose_files_are_there(book, done):
     run, _ = done
-    assert len(views.checkpoints(run)) == 1
+    assert len(glance.at(run).kept) == 1
     for path in (Path(book.path).parent / run / "checkpoints").glob("*.pt"):
         path.unlink()
-    assert views.checkpoints(run) == {}
+    assert glance.at(run).kept == {}
 
 
 # ---- files, parsed as data only
