@@ -113,7 +113,7 @@ def test_a_changed_verdict_is_told_with_its_cause_and_the_trend_goes_on(study, i
 def test_failures_stand_first_with_their_reason_and_stop_no_other(study, in_process, own_studies, write_study, out):
     (own_studies / "blobs" / "broken.py").write_text('raise RuntimeError("half written")\n', encoding="utf-8")
     write_study("breaks", LIGHT.replace("yield Tick(", "raise ZeroDivisionError('no data <here>')\n            yield Tick("))
-    making.report(["breaks", "broken", "light"], out=out)
+    making.report(["breaks", "broken", "light"], out=out, jobs=1)
     page = index(out)
     failed = page.index("What did not finish")
     assert failed < page.index("broken.py does not declare") < page.index("<h2>Verdicts")

@@ -67,29 +67,9 @@ def _listed(values: frozenset[int], most: int) -> str:
 def units(one: Schedule, file: Path) -> dict[str, str]:
     """A service and the timer that starts it; a time that was missed is made up for once."""
     words = " ".join(_quoted(word) for word in command(one, file))
-    timers = "\n".join(f"OnCalendar={line}" for line in on_calendar(one.cron))
-    service = f"""[Unit]
-Description=claimlab report {one.name}
-
-[Service]
-Type=oneshot
-WorkingDirectory={str(Path.cwd()).replace("%", "%%")}
-Environment={_quoted(f"CLAIMLAB_HOME={home()}")}
-ExecStart={words}
-SuccessExitStatus=130
-"""
-    timer = f"""# A time that the clock skips in spring is skipped here; `claimlab schedule run` makes that report an hour later.
-[Unit]
-Description=claimlab report {one.name}
-
-[Timer]
-{timers}
-Persistent=true
-
-[Install]
-WantedBy=timers.target
-"""
-    return {f"claimlab-{one.name}.service": service, f"claimlab-{one.name}.timer": timer}
+    shown = {"name": one.name, "folder": str(Path.cwd()).replace("%", "%%"), "home": _quoted(f"CLAIMLAB_HOME={home()}"),
+             "words": words, "times": on_calendar(one.cron)}  # fmt: skip
+    return {f"claimlab-{one.name}.{kind}": _filled(f"{kind}.j2", **shown) for kind in ("service", "timer")}
 
 
 def _quoted(word: str) -> str:
@@ -131,55 +111,21 @@ def offsets(cron: Cron, now: datetime) -> list[timedelta]:
 
 def workflow(one: Schedule, file: Path, now: datetime) -> str:
     """A workflow whose times are in UTC: one for winter and one for summer time, of which the one that does not apply ends at once."""
-    lines = {in_utc(one.cron, offset): offset for offset in offsets(one.cron, now)}
-    crons = "\n".join(f'    - cron: "{line}"' for line in lines)
-    cases = "|".join(f"'{line} {_sign(offset)}'" for line, offset in lines.items())
+    times = [(in_utc(one.cron, offset), _sign(offset)) for offset in offsets(one.cron, now)]
     inside = file.absolute()
     shown = inside.relative_to(Path.cwd()) if inside.is_relative_to(Path.cwd()) else Path(file.name)
-    act = shlex.join(["claimlab", "schedule", "run", one.name, "--file", shown.as_posix()])
-    return f"""# Written by `claimlab schedule export github`: {" ".join(one.cron.words)} in {one.cron.zone}.
-# GitHub's times are UTC, and may be late.
-name: "claimlab {one.name}"
-on:
-  schedule:
-{crons}
-  workflow_dispatch: {{}}
-permissions:
-  contents: read
-concurrency:
-  group: "claimlab-{one.name}"
-  cancel-in-progress: false
-jobs:
-  report:
-    runs-on: ubuntu-latest
-    steps:
-      - id: clock
-        name: "Summer or winter time?"
-        env:
-          DUE: ${{{{ github.event.schedule }}}}
-        run: |
-          case "$DUE $(TZ='{one.cron.zone}' date +%z)" in
-            {cases}|' '*) echo "go=yes" >> "$GITHUB_OUTPUT" ;;
-            *) echo "go=no" >> "$GITHUB_OUTPUT" ;;
-          esac
-      - if: steps.clock.outputs.go == 'yes'
-        uses: actions/checkout@v4
-      - if: steps.clock.outputs.go == 'yes'
-        uses: actions/setup-python@v5
-        with:
-          python-version: "3.11"
-      - if: steps.clock.outputs.go == 'yes'
-        run: make install && echo "$PWD/.venv/bin" >> "$GITHUB_PATH"
-      - if: steps.clock.outputs.go == 'yes'
-        run: {act}
-      - if: always() && steps.clock.outputs.go == 'yes'
-        uses: actions/upload-artifact@v4
-        with:
-          name: "{one.name}"
-          path: "runs/reports"
-"""
+    words = shlex.join(["claimlab", "schedule", "run", one.name, "--file", shown.as_posix()])
+    cases = "|".join(f"'{line} {sign}'" for line, sign in times)
+    return _filled("workflow.yml.j2", one=one, times=dict(times), cases=cases, words=words)
 
 
 def _sign(offset: timedelta) -> str:
     minutes = round(offset.total_seconds() / 60)
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
+
+
+def _filled(template: str, **shown: object) -> str:
+    from jinja2 import Environment, PackageLoader
+
+    made = Environment(loader=PackageLoader("claimlab", "templates/schedules"), keep_trailing_newline=True, trim_blocks=True)
+    return made.get_template(template).render(**shown)

@@ -73,6 +73,8 @@ def _attempts(this: Firing, book: Calendar, say: Callable[[str], None], show: Ca
     schedule = this.schedule
     for this.attempts in range(1, schedule.retries + 2):
         this.code, this.reason = _attempt(this, book, show)
+        if this.late:
+            this.reason = f"it took longer than {schedule.hours} h"
         if this.code in (0, REFUSED, 130) or this.late or this.attempts > schedule.retries:
             return
         pause = schedule.backoff * 2 ** (this.attempts - 1)
@@ -98,7 +100,7 @@ def _attempt(this: Firing, book: Calendar, show: Callable[[making.State], None])
         return 1, f"{type(error).__name__}: {error}"
     this.found = found
     if found["interrupted"]:
-        return 130, f"it took longer than {one.hours} h" if this.late else "interrupted"
+        return 130, "interrupted"
     failed = sorted({one["study"] for one in found["failures"]})
     return (1, f"{len(failed)} of {len(found['studies'])} studies did not finish: {', '.join(failed)}") if failed else (0, "")
 
