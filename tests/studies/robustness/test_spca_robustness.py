@@ -174,6 +174,9 @@ def test_emptied_rows_are_dropped_in_every_arm():
     live = {f: M.front_end(f, True, 1000, p)[0].any(1).sum().item() for f in ("spca", "pca", "spca_dense_rotation")}
     assert live["spca"] == live["pca"] == live["spca_dense_rotation"] < 30
     assert all(torch.isfinite(part).all() for part in M.front_end("spca", True, 1000, p))
+    x, nothing = np.random.default_rng(0).standard_normal((20, 9)), np.zeros((4, 9))
+    for front in ("pca", "pca_fewer", "random_sparse", "spca_dense_rotation"):  # a penalty that leaves no row at all
+        assert not method.projection(front, x, nothing, np.random.default_rng(0)).any()
 
 
 def test_without_the_scaler_scaled_and_unscaled_arms_are_one():
@@ -317,10 +320,11 @@ def test_the_penalty_is_drawn_and_the_chosen_attack_measured(monkeypatch):
     p = STUDY.make({**STUDY.Params.SMOKE, "alphas": True, "attack": "mim", "norm": "2", "seeds": 4})
     lab = Experiment(STUDY, p, arms=["penalties", "pca"]).run()
     drawn = lab.figures()["the penalty"]
+    # of 200 images penalty 5 leaves no component
     (line,) = [t for t in drawn.data if t.mode == "lines" and t.name == "operator norm"]
-    assert list(line.x) == pytest.approx([1.0, 5.0]) and np.isfinite(line.y).all()
+    assert sorted(line.x) == pytest.approx([1.0, 5.0]) and np.isfinite(line.y).all()
     zeros = lab.table[lab.table.metric == "zero_share"].groupby("step").value.mean()
-    assert zeros[1] > zeros[0] and set(lab.table[lab.table.arm == "penalties"].seed) == {0, 1, 2}
+    assert zeros[1] == 1.0 > zeros[0] and set(lab.table[lab.table.arm == "penalties"].seed) == {0, 1, 2}
     held = lab.table[(lab.table.arm == "pca") & (lab.table.metric == "held_1")].value.mean()
     pgd = lab.table[(lab.table.arm == "pca") & (lab.table.metric == "pgd_accuracy")].value.mean()
     assert held < pgd  # the ball of norm 2 holds the cube, and 1 is the largest of the three sizes

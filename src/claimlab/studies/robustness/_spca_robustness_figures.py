@@ -134,7 +134,7 @@ def penalty(lab) -> go.Figure:
     """Accuracy with and without attack, and the operator norm, against alpha."""
     rows = lab.table[lab.table.arm == "penalties"].pivot_table(index=["step", "seed"], columns="metric", values="value")
     mean = rows.groupby("step").mean()
-    figure = make_subplots(1, 2, subplot_titles=("accuracy", "bound of |D W|, largest pixel change to length of code"),
+    figure = make_subplots(1, 2, subplot_titles=("accuracy", "how far the code can move"),
                            horizontal_spacing=0.14)  # fmt: skip
     parts = (("test_accuracy", "without attack", 1, INK), ("pgd_accuracy", "under PGD", 1, COLOURS["spca"]),
              ("operator_norm", "operator norm", 2, "#D55E00"), ("zero_share", "zeros", 0, ""))  # fmt: skip
@@ -151,7 +151,7 @@ def penalty(lab) -> go.Figure:
                            col=column)  # fmt: skip
     figure.update_xaxes(title_text="penalty alpha", type="log", tickvals=list(study.ALPHAS), ticktext=[f"{a:g}" for a in study.ALPHAS])
     figure.update_yaxes(title_text="accuracy [share of images]", range=[-0.02, 1.02], col=1)
-    figure.update_yaxes(title_text="bound [standard deviations a unit of pixel]", rangemode="tozero", col=2)
+    figure.update_yaxes(title_text="operator norm of DW (upper bound)", rangemode="tozero", col=2)
     best = mean.loc[mean.pgd_accuracy.idxmax()]
     zeros = [f"{mean.zero_share.iloc[k]:.0%}" for k in (0, -1)]
     title = (f"Of these penalties alpha {best.alpha:g} keeps most accuracy under PGD ({best.pgd_accuracy:.2f}); from "

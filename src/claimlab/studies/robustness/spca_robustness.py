@@ -214,9 +214,9 @@ class Classifier(Supervised):
         rows = net.rows
         norm, head = fronts.operator_norm(rows / net.sd[:, None]), fronts.head_lipschitz(net.head)
         slope = attacks.slope(lambda z: attacks.log_odds(net(z), y), x)[1]
-        live = rows.any(1)
-        return {"zero_share": (rows[live] == 0).float().mean(), "nonzeros_a_row": (rows[live] != 0).float().sum(1).mean(),
-                "live_rows": live.sum(), "operator_norm": norm, "head_lipschitz": head, "lipschitz_bound": norm * head,
+        live, used = rows.any(1).sum(), (rows != 0).sum()
+        return {"zero_share": 1 - used / (live * rows.shape[1]).clamp_min(1), "nonzeros_a_row": used / live.clamp_min(1),
+                "live_rows": live, "operator_norm": norm, "head_lipschitz": head, "lipschitz_bound": norm * head,
                 "gradient_l1": slope.abs().sum(1).mean()}  # fmt: skip
 
 
