@@ -21,6 +21,7 @@ from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, EVENT_JOB_SU
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import STATE_RUNNING
 from apscheduler.triggers.base import BaseTrigger
 
 from claimlab.database import home
@@ -56,6 +57,13 @@ class ByTheClock(BaseTrigger):
         return self.cron.next(previous)
 
 
+class Scheduler(BackgroundScheduler):
+    """APScheduler looks once more for what is due while it is shut down, when nothing can be started any more; this one does not."""
+
+    def _process_jobs(self) -> float | None:
+        return super()._process_jobs() if self.state == STATE_RUNNING else None
+
+
 def due(service: str, name: str) -> None:
     """What APScheduler calls when a schedule is due."""
     SERVICES[service].start(name)
@@ -72,7 +80,7 @@ class Service:
         self.failed: set[str] = set()  # schedules whose last firing here failed
         self.lock = threading.Lock()
         store = SQLAlchemyJobStore(url=self.book.url, tablename=TABLE, engine_options=_patient(self.book.url))
-        self.scheduler = BackgroundScheduler(
+        self.scheduler = Scheduler(
             jobstores={"default": store}, executors={"default": ThreadPoolExecutor(SIDE_BY_SIDE)}, timezone=UTC,
             job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1},
         )  # fmt: skip
