@@ -1,7 +1,7 @@
 """All reports: which claims hold, what changed since the one before, what failed and why; and a new one. ?report=FOLDER."""
 
 import streamlit as st
-from panels import reporting, reports, store
+from panels import calendar, reporting, reports, store
 
 st.title("Reports", anchor=False)
 with store.guarded():
@@ -9,6 +9,7 @@ with store.guarded():
     reporting.panel()
     with st.expander("New report", icon=":material/add:", expanded=not found, key="new-report"):
         reporting.form(store.studies())
+    calendar.panel()
     if found:
         reports.show(reports.listing(found), found)
     else:

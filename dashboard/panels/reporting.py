@@ -17,10 +17,11 @@ from typing import Any
 
 import streamlit as st
 from panels import launch, reports, store, typed
-from panels.wording import STATUS, ago, humanised, plain
+from panels.wording import STATUS, ago, humanised, plain, span
 
 from claimlab import ledger as ledgers
 from claimlab.params import PROFILES, KnobError
+from claimlab.reports import making
 from claimlab.study import Study
 
 EVERY = 2.0
@@ -121,13 +122,14 @@ def _one(folder: Path, asked: dict[str, Any], going: bool) -> None:
             st.markdown(
                 f":material/hourglass_top: **A report is being written**: {plain(title)}, started {ago(asked['started'])}"
             )
+            bar(folder)
             runs = [r for r in store.ledger().runs(limit=200) if r["started"] >= asked["started"] - 1
                     and r["study"] in asked["studies"] and r["profile"] == asked["profile"]]  # fmt: skip
             over = sum(r["status"] in ledgers.ENDED for r in runs)
             lines = [f"{STATUS[r['status']]} {plain(r['study'])}{' (negative control)' if r['control'] else ''}: {r['status']}"
                      + (f", {100 * (r['done'] or 0) // r['total']} %" if r["total"] and r["status"] == "running" else "")
                      for r in runs]  # fmt: skip
-            st.markdown("  \n".join(lines) or "Looking for what is fresh.")
+            st.markdown("  \n".join(lines))
             st.caption(
                 f"{over} runs have ended. Closing this page does not end the report. Data as of {time.strftime('%H:%M:%S')}."
             )
@@ -140,6 +142,16 @@ def _one(folder: Path, asked: dict[str, Any], going: bool) -> None:
         with st.expander("Log", icon=":material/terminal:", expanded=not going):
             log = folder / LOG
             st.code((reports.tail(log) if log.exists() else "") or "It has said nothing yet.", language=None, height=200)
+
+
+def bar(folder: Path) -> None:
+    """How far the report is that is being written into a folder, and how long it will take."""
+    try:
+        note = json.loads((folder / making.NOTE).read_text(encoding="utf-8"))
+        left = "" if note["left"] is None else f", about {span(note['left'])} left"
+        st.progress(min(1.0, max(0.0, note["share"])), text=plain(f"{note['over']} of {note['runs']} runs{left}"))
+    except (OSError, ValueError, KeyError):
+        st.progress(0.0, text="Looking for what is fresh.")
 
 
 def stop(folder: Path) -> None:
