@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help run test lab dashboard report bench install install-test browser
+.PHONY: help run test lab dashboard report bench install install-test browser postgresql
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,7 +12,7 @@ help: ## list the targets
 run: install ## three quick studies judged, a report, and the dashboard until Ctrl-C
 	$(BIN)/claimlab tour
 
-test: install-test browser ## install what tests need and run them all
+test: install-test browser postgresql ## install what tests need and run them all
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
@@ -49,3 +49,9 @@ browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || \
 	echo "Chromium is missing: the browser tests are skipped. On Debian: apt-get update && apt-get install chromium (as root)"
+
+# Debian's server; the tests start one of their own from it, and the one that it may set up itself is left alone
+postgresql:
+	@test -n "$(wildcard /usr/lib/postgresql/*/bin/initdb)" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends postgresql >/dev/null; } || \
+	echo "PostgreSQL is missing: its tests are skipped. On Debian: apt-get update && apt-get install postgresql (as root)"

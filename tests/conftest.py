@@ -45,3 +45,15 @@ def ledger(home):
     opened = Ledger()
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A running PostgreSQL server; see tests/postgres.py."""
+    from postgres import BINARIES, MISSING, Server
+
+    if BINARIES is None:
+        pytest.skip(MISSING)
+    server = Server()
+    yield server.start()
+    server.remove()

@@ -1,17 +1,63 @@
-"""The ledger: nothing acknowledged is lost, many processes write, damage and disagreement are reported and never overwritten."""
+"""The ledger: nothing acknowledged is lost, many processes write, damage and disagreement are reported and never overwritten.
+
+All of it on SQLite and on PostgreSQL, but for what is about SQLite's files or PostgreSQL's server.
+"""
 
 import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from claimlab import schema
 from claimlab.ledger import Ledger, LedgerError
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, home, monkeypatch):
+    """The URL of an empty ledger; CLAIMLAB_LEDGER names it."""
+    found = f"sqlite:///{home / 'ledger.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres").database()
+    monkeypatch.setenv("CLAIMLAB_LEDGER", found)
+    home.mkdir()
+    return found
+
+
+@pytest.fixture
+def ledger(url):
+    opened = Ledger()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def file(home):
+    """A ledger in SQLite's file."""
+    opened = Ledger()
+    yield opened
+    opened.close()
+
+
+def raw(url, statement, **values):
+    """The rows of a statement that goes to the database past the ledger."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        found = connection.execute(text(statement), values)
+        rows = [tuple(row) for row in found] if found.returns_rows else []
+    engine.dispose()
+    return rows
+
+
+def awaited(ledger, run):
+    """The commands that a run sees once word of them has come; PostgreSQL sends it after the commit."""
+    until = time.monotonic() + 30
+    while not (found := ledger.pending(run)) and time.monotonic() < until:
+        pass
+    return found
 
 
 def fill(ledger, run, steps, arm="a"):
@@ -61,7 +107,8 @@ def test_a_closed_run_is_parquet_and_a_summary(ledger, home):
     pd.testing.assert_frame_equal(ledger.table(run), live)
     (line,) = ledger.summary(run)
     assert (line["last"], line["low"], line["high"], line["n"]) == pytest.approx((0.5 + 19 / 7, 0.0, 1 + 19 / 7, 2))
-    assert (home / "ledger.db-wal").stat().st_size == 0
+    if ledger.path is not None:
+        assert (home / "ledger.db-wal").stat().st_size == 0
 
 
 def test_runs_are_listed_newest_first_with_their_facts(ledger):
@@ -97,7 +144,7 @@ def test_a_command_of_any_verb_is_seen_by_the_run_and_answered(ledger, verb):
     run, driver = ledger.start_run("s", {}), Ledger(ledger.url)
     assert ledger.pending(run) == []
     number = driver.command(run, verb, {"name": "lr", "value": 0.1}, arm="a", by="me")
-    (seen,) = ledger.pending(run)
+    (seen,) = awaited(ledger, run)
     assert (seen["verb"], seen["payload"], seen["arm"], seen["by"]) == (verb, {"name": "lr", "value": 0.1}, "a", "me")
     ledger.answer(number, True, step=7, old=0.2, new=0.1)
     (answered,) = driver.commands(run)
@@ -115,13 +162,12 @@ def test_polling_costs_little_beside_a_step(ledger):
     event.listen(ledger._engine, "before_cursor_execute", lambda *_: statement.__setitem__("n", statement["n"] + 1))
     for _ in range(1000):
         ledger.pending(run)
-    assert statement["n"] == 0  # only SQLite's counter of changes is read
+    assert statement["n"] == 0  # only SQLite's counter of changes is read, or PostgreSQL's notifications
 
 
 def test_a_silent_run_is_lost_and_a_live_one_is_not(ledger):
     dead, alive, queued = (ledger.start_run("s", {}, status=s) for s in ("running", "running", "queued"))
-    with sqlite3.connect(ledger.path) as raw:
-        raw.execute("UPDATE run SET heartbeat = heartbeat - 10 WHERE id IN (?, ?)", (dead, queued))
+    raw(ledger.url, "UPDATE run SET heartbeat = heartbeat - 10 WHERE id IN (:one, :other)", one=dead, other=queued)
     assert ledger.reap(3.0) == [dead]
     assert ledger.run(dead)["status"] == "lost" and "no sign of life" in ledger.run(dead)["reason"]
     assert ledger.run(alive)["status"] == "running" and ledger.run(queued)["status"] == "queued"
@@ -130,9 +176,8 @@ def test_a_silent_run_is_lost_and_a_live_one_is_not(ledger):
 def test_a_run_whose_process_dies_before_our_eyes_is_lost_sooner_and_one_from_elsewhere_is_not(ledger):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     here, elsewhere = (ledger.start_run("s", {}, status="running") for _ in range(2))
-    with sqlite3.connect(ledger.path) as raw:
-        raw.execute("UPDATE run SET pid = ?, heartbeat = heartbeat - 1.5 WHERE id = ?", (child.pid, here))
-        raw.execute("UPDATE run SET pid = ?, heartbeat = heartbeat - 1.5 WHERE id = ?", (2**22 + 1, elsewhere))
+    for run, pid in ((here, child.pid), (elsewhere, 2**22 + 1)):
+        raw(ledger.url, "UPDATE run SET pid = :pid, heartbeat = heartbeat - 1.5 WHERE id = :run", run=run, pid=pid)
     assert ledger.reap(8.0) == []
     child.kill()
     child.wait()
@@ -183,14 +228,14 @@ def test_kill_in_mid_run_loses_nothing_that_was_acknowledged(ledger):
         acknowledged = int((child.communicate()[0].strip().splitlines() or [acknowledged])[-1])
         steps = ledger.table(run)["step"].tolist()
         assert steps == list(range(len(steps))) and len(steps) >= acknowledged > 0
-    with sqlite3.connect(ledger.path) as raw:
-        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    if ledger.path is not None:
+        assert raw(ledger.url, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_the_log_stays_bounded_while_it_is_read(ledger, home):
-    run, reader = ledger.start_run("s", {}), Ledger(ledger.url)
+def test_the_log_stays_bounded_while_it_is_read(file, home):
+    run, reader = file.start_run("s", {}), Ledger(file.url)
     for step in range(4000):
-        ledger.log(run, [("a", 0, step, "loss", 0.0)])
+        file.log(run, [("a", 0, step, "loss", 0.0)])
         if step % 500 == 0:
             reader.points_since(run)
     assert (home / "ledger.db-wal").stat().st_size < 8 << 20
@@ -213,36 +258,34 @@ def test_a_corrupt_file_is_moved_aside_and_never_overwritten(home):
 def test_a_newer_schema_is_refused_and_left_alone(ledger):
     run = ledger.start_run("s", {})
     ledger.close()
-    with sqlite3.connect(ledger.path) as raw:
-        raw.execute("UPDATE schema_version SET version = 999")
+    raw(ledger.url, "UPDATE schema_version SET version = 999")
     with pytest.raises(LedgerError, match="schema 999"):
         Ledger(ledger.url)
-    with sqlite3.connect(ledger.path) as raw:
-        assert raw.execute("SELECT id FROM run").fetchone() == (run,)
+    assert raw(ledger.url, "SELECT id FROM run") == [(run,)]
 
 
-def test_a_ledger_of_version_one_is_brought_forward_with_its_runs(home):
-    home.mkdir()
-    with sqlite3.connect(home / "ledger.db") as raw:
-        raw.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
-        raw.execute("INSERT INTO schema_version VALUES (1)")
-        old = [c for c in schema.run.columns if c.name not in ("parent", "branch")]
-        raw.execute(f"CREATE TABLE run ({', '.join(c.name for c in old)})")
-        raw.execute("INSERT INTO run (id, study, params, status, started) VALUES ('old-run', 's', '{}', 'finished', 1.0)")
+def test_a_ledger_of_version_one_is_brought_forward_with_its_runs(url):
+    raw(url, "CREATE TABLE schema_version (version INTEGER NOT NULL)")
+    raw(url, "INSERT INTO schema_version VALUES (1)")
+    engine = create_engine(url)
+    old = [f"{c.name} {c.type.compile(engine.dialect)}" for c in schema.run.columns if c.name not in ("parent", "branch")]
+    engine.dispose()
+    raw(url, f"CREATE TABLE run ({', '.join(old)})")
+    raw(url, "INSERT INTO run (id, study, params, status, started) VALUES ('old-run', 's', '{}', 'finished', 1.0)")
     opened = Ledger()
     assert opened.run("old-run")["parent"] is None
     opened.start_run("s", {}, parent="old-run", branch="lr/2")
     opened.close()
-    with sqlite3.connect(home / "ledger.db") as raw:
-        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(schema.VERSION,)]
+    assert raw(url, "SELECT version FROM schema_version") == [(schema.VERSION,)]
 
 
-def test_a_full_disk_fails_cleanly_and_keeps_what_was_written(ledger):
+def test_a_full_disk_fails_cleanly_and_keeps_what_was_written(file):
+    ledger = file
     run = ledger.start_run("s", {})
     fill(ledger, run, 10)
-    raw = ledger._connection.connection.driver_connection
-    pages = raw.execute("PRAGMA page_count").fetchone()[0]
-    raw.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone()
+    connection = ledger._connection.connection.driver_connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone()
     with pytest.raises(LedgerError, match="full"):
         for _ in range(200):
             fill(ledger, run, 100)
@@ -263,3 +306,83 @@ def test_a_password_is_not_shown_in_an_error(monkeypatch):
     with pytest.raises(LedgerError) as error:
         Ledger("sqlite+nonsense://user:secret@host/db")
     assert "secret" not in str(error.value)
+
+
+# ---- PostgreSQL's server
+
+
+@pytest.fixture
+def team(postgres, home, monkeypatch):
+    """A ledger on PostgreSQL."""
+    monkeypatch.setenv("CLAIMLAB_LEDGER", postgres.database())
+    opened = Ledger()
+    yield opened
+    opened.close()
+
+
+def test_a_server_that_crashes_is_a_sentence_and_what_was_buffered_is_written_when_it_is_back(team, postgres):
+    run = team.start_run("s", {})
+    fill(team, run, 3)
+    assert team.pending(run) == []
+    postgres.stop("immediate")
+    try:
+        with pytest.raises(LedgerError, match="cannot be written"):
+            team.log(run, [("a", 0, 3, "loss", 1.0)])
+            team.flush()
+        with pytest.raises(LedgerError, match="cannot be read"):
+            team.runs()
+    finally:
+        postgres.start()
+    team.flush()
+    assert len(team.points_since(run)[0]) == 7  # none twice, none lost
+    driver = Ledger(team.url)
+    number = driver.command(run, "stop", {})
+    assert [c["id"] for c in awaited(team, run)] == [number]  # the bell rings again
+    driver.close()
+
+
+def test_many_processes_may_open_a_new_database_at_the_same_time(postgres, home):
+    url = postgres.database()
+    code = f"from claimlab.ledger import Ledger; print(len(Ledger({url!r}).runs()))"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [p.communicate(timeout=120)[0].strip() for p in both] == ["0"] * 4
+
+
+def test_a_reader_that_follows_the_last_number_misses_nothing_that_is_committed_late(team):
+    """Numbers are given out when a row is written, and seen when it is committed: a second writer must wait for the first."""
+    run, other = team.start_run("s", {}), Ledger(team.url)
+    late = create_engine(team.url)
+    with late.begin() as connection:
+        team._alone(connection, run)
+        values = {"run": run, "kind": "early", "time": 0.0, "payload": "{}"}
+        connection.execute(schema.event.insert().values(**values))
+        writer = threading.Thread(target=other.event, args=(run, "second"))
+        writer.start()
+        until = time.monotonic() + 30
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        while raw(team.url, waiting) == [(0,)] and time.monotonic() < until:
+            pass
+        assert team.events(run) == []
+    writer.join(timeout=30)
+    late.dispose()
+    other.close()
+    assert [e["kind"] for e in team.events(run)] == ["early", "second"]
+
+
+@pytest.mark.parametrize("spelling", ["postgresql", "postgres"])
+def test_a_url_may_leave_out_the_driver(postgres, home, spelling):
+    opened = Ledger(postgres.database().replace("postgresql+psycopg", spelling))
+    assert opened.runs() == [] and opened.path is None
+    opened.close()
+
+
+def test_a_server_that_is_not_there_is_said_without_the_password(home):
+    with pytest.raises(LedgerError, match="cannot be opened") as error:
+        Ledger("postgresql+psycopg://me:secret@127.0.0.1:9/lab")
+    assert "secret" not in str(error.value)
+
+
+def test_a_missing_driver_is_named_with_its_extra(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(LedgerError, match=r"pip install 'claimlab\[postgres\]'"):
+        Ledger("postgresql+psycopg://me@127.0.0.1:9/lab")

@@ -126,6 +126,7 @@ class Ledger(Watching, Reading):
             self._calls, self._flushed = 0, time.monotonic()
             if self._points:
                 with self._writing() as connection:
+                    self._alone(connection, *{point["run"] for point in self._points})
                     connection.execute(schema.metric.insert(), self._points)
                 self._points = []
 
@@ -195,6 +196,7 @@ class Ledger(Watching, Reading):
         """Record that something happened."""
         row = {"run": run, "kind": kind, "step": step, "arm": arm, "seed": seed, "payload": json.dumps(payload or {})}
         with self._writing() as connection:
+            self._alone(connection, run)
             connection.execute(schema.event.insert().values(**row, time=time.time()))
 
     def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
@@ -209,17 +211,14 @@ class Ledger(Watching, Reading):
     ) -> int:
         """Queue a command for a run and return its number."""
         row = {"run": run, "verb": verb, "payload": json.dumps(payload), "arm": arm, "seed": seed, "by": by, "time": time.time()}
-        self._seen.clear()  # data_version tells of other connections only
+        self._seen.clear()  # the stamp tells of other connections only
         with self._writing() as connection:
+            self._ring(connection)
             return connection.execute(schema.command.insert().values(**row)).inserted_primary_key[0]
 
     def pending(self, run: str) -> list[dict[str, Any]]:
         """Commands not yet answered, oldest first; costs microseconds while nothing has changed."""
-        if self.path is not None:
-            with self._lock:
-                cursor = self._connection.connection.driver_connection.execute("PRAGMA data_version")
-                stamp = cursor.fetchone()[0]
-                cursor.close()
+        if (stamp := self._stamp()) is not None:
             if self._seen.get(run) == stamp:
                 return []
             self._seen[run] = stamp

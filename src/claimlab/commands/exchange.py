@@ -22,6 +22,10 @@ def register(add: Any) -> None:
     one = add("diff", diff, "what differs between two runs or two reports: knobs, source, versions, verdicts, numbers", reads=True)
     one.add_argument("a", metavar="A", help="a run, or the folder of a report")
     one.add_argument("b", metavar="B")
+    one = add("ledger", ledger, "copy all runs into another database, as from SQLite to a team's PostgreSQL", reads=True)
+    one.add_argument("what", choices=["copy"])
+    one.add_argument("source", metavar="FROM", help="a ledger.db, or the URL of a database")
+    one.add_argument("target", metavar="TO", help="an empty database, or one that this copy has begun to fill")
     one = add("data", data, "say what a study finds in a file of yours, or what is wrong with it", reads=True)
     one.add_argument("what", choices=["check"])
     one.add_argument("file", type=Path, help="a file, or a folder where the study asks for one")
@@ -77,4 +81,19 @@ def data(options) -> int:
 
     found = own.check(options.study, options.file, pairs(options.knob), options.profile)
     tell(found) if options.json else print(own.told(found))
+    return 0
+
+
+def ledger(options) -> int:
+    import sys
+
+    from claimlab.cli import tell
+    from claimlab.exchange import moving
+
+    def progress(table: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{table} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    found = moving.copy(options.source, options.target, progress)
+    tell(found) if options.json else print(moving.told(found))
     return 0
