@@ -52,10 +52,11 @@ class Work:
 
     def total(self, otherwise: float) -> float:
         """Seconds of the whole run: what was expected, corrected by how fast it goes the further it is."""
+        prior = max(otherwise if self.expected is None else self.expected, self.spent)
         if self.over:
             return max(self.spent, 0.01)
-        prior = max(otherwise if self.expected is None else self.expected, self.spent)
-        return (1 - self.share) * prior + self.spent if self.share > 0.02 else prior
+        told = (1 - self.share) * prior + self.spent if self.share > 0.02 else prior
+        return max(told, 1.1 * self.spent + 1.0)  # what goes on is not done
 
 
 def progress(works: list[Work], abreast: int) -> tuple[float, float | None]:
