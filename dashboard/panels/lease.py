@@ -47,6 +47,11 @@ def barred(events: Sequence[dict[str, Any]]) -> str:
     return "" if driver in ("", me()) else f"{driver} drives for another {span(lease['until'] - time.time())}"
 
 
+def driver(events: Sequence[dict[str, Any]]) -> str:
+    """Who drives now; empty if nobody does."""
+    return holder(_last(events))
+
+
 def _last(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return next((e["payload"] for e in reversed(events) if e["kind"] == "drive"), None)
 

@@ -32,11 +32,12 @@ def panel(study: Study, run: dict[str, Any]) -> None:
     head = st.container()
     with store.guarded():
         seen = glance.at(run["id"])
-        picked, choice = _toolbar(study, seen)
-        body = st.fragment(_draw, run_every=EVERY if going else None, key="live")
-        body(study, run["id"], going, head, picked, choice, _shape(study, seen))
         if going:
             steer.panel(study, seen)
+        answers = st.container()
+        picked, choice = _toolbar(study, seen)
+        body = st.fragment(_draw, run_every=EVERY if going else None, key="live")
+        body(study, run["id"], going, (head, answers), picked, choice, _shape(seen))
 
 
 def _toolbar(study: Study, seen: glance.Glance) -> tuple[list[str], views.Choice | None]:
@@ -53,21 +54,25 @@ def _toolbar(study: Study, seen: glance.Glance) -> tuple[list[str], views.Choice
     return picked, choice
 
 
-def _shape(study: Study, seen: glance.Glance) -> tuple:
+def _shape(seen: glance.Glance) -> tuple:
     """What the widgets of the page hang on; when it has changed the page is drawn anew as a whole."""
-    stops = any(c["verb"] == "stop" and c["answered"] is None for c in seen.commands)
-    return seen.row["status"], seen.curves, seen.arms, seen.condition.undoable, bool(lease.barred(seen.events)), stops
+    asked = [c["answered"] for c in seen.commands]
+    return seen.row["status"], seen.row["seeds"], seen.curves, seen.arms, seen.condition.undoable, lease.driver(seen.events), asked
 
 
-def _draw(study: Study, run: str, going: bool, head: Any, picked: list[str], choice: views.Choice | None, shape: tuple) -> None:
+def _draw(study: Study, run: str, going: bool, places: tuple, picked: list[str], choice: views.Choice | None, shape: tuple) -> None:
+    head, answers = places
     with store.guarded():
         if going:
             glance.settled()
         seen = glance.at(run)
-        if going and _shape(study, seen) != shape:
+        if going and _shape(seen) != shape:
             st.rerun()
         with head:
             status(seen.row)
+        if going:
+            with answers:
+                steer.answers(seen)
     looks.panel(study, seen.events)
     if choice is None:
         curves(study, seen, picked)
@@ -77,8 +82,6 @@ def _draw(study: Study, run: str, going: bool, head: Any, picked: list[str], cho
             curves(study, seen, picked, columns=1)
         with right:
             views.show(seen.row, choice)
-    if going:
-        steer.answers(seen)
 
 
 def status(row: dict[str, Any], rate: float = 0.0) -> None:

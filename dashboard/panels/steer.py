@@ -26,6 +26,7 @@ def panel(study: Study, seen: glance.Glance) -> None:
     with st.expander("Change a setting", icon=":material/tune:", key=f"{row['id']}-change", on_change="rerun") as change:
         if change.open:
             _form(study, row, sorted(seen.arms), why)
+    as_typed(seen)
 
 
 def buttons(seen: glance.Glance, why: str = "", steps: Sequence[int] = (1, 10)) -> None:
@@ -102,9 +103,9 @@ def _form(study: Study, row: dict[str, Any], arms: list[str], why: str) -> None:
 
 
 def answers(seen: glance.Glance) -> None:
-    """The last commands and what became of them, newest first; and what one would have typed."""
-    run, found, quiet = seen.row["id"], list(reversed(seen.commands[-ANSWERS:])), []
-    for command in found:
+    """The last commands and what became of them, newest first."""
+    quiet = []
+    for command in reversed(seen.commands[-ANSWERS:]):
         text = answered(command)
         if command["answered"] is not None and not command["ok"]:
             st.warning(plain(text), icon=":material/block:")
@@ -115,10 +116,15 @@ def answers(seen: glance.Glance) -> None:
             quiet.append(plain(text))
     if quiet:
         st.caption("  \n".join(quiet))
+
+
+def as_typed(seen: glance.Glance) -> None:
+    """The last commands as one would have typed them."""
+    run, found = seen.row["id"], seen.commands[-ANSWERS:]
     if found:
         with st.expander("Copy these commands", icon=":material/terminal:", key=f"{run}-typed", on_change="rerun") as lines:
             if lines.open:
-                typed.show([line(run, command, seen.events) for command in reversed(found)])
+                typed.show([line(run, command, seen.events) for command in found])
 
 
 def answered(command: dict[str, Any]) -> str:

@@ -101,6 +101,7 @@ def _chosen(run: str, known: dict[str, Study]) -> None:
         lease.panel(run, events)
         steer.buttons(seen, why)
         steer.answers(seen)
+        steer.as_typed(seen)
     _tabs(study, seen, names, why)
 
 
