@@ -36,10 +36,18 @@ def register(add) -> None:
     one.add_argument("--over", action="append", default=[], metavar="KNOB[=LOW..HIGH]", help="a knob to move; default: all but steps")
     one.add_argument("--design-seed", type=int, default=0, metavar="N", help="another draw of the same kind")
     _common(one, seeds=5)
+    one = add("tune", tune, "the same grid of a knob for every arm, on development seeds that are never judged", reads=True)
+    one.add_argument("study")
+    one.add_argument("--knob", dest="tuned", required=True, metavar="KNOB", help="the knob to tune, as lr")
+    one.add_argument("--grid", default="", metavar="A,B,C", help="its values, or low..high:n (default: a tenth to ten times its value)")
+    one.add_argument("--metric", default="", help="the metric that decides (default: the study's validation metric, else its claim's)")
+    one.add_argument("--better", choices=("higher", "lower"), default="", help="which way that metric is better")
+    _common(one, seeds=5, fixed=("-p", "--set"))
 
 
-def _common(one: argparse.ArgumentParser, seeds: int) -> None:
-    one.add_argument("-p", "--knob", action="append", default=[], metavar="KNOB=VALUE", help="a knob that all runs share; repeat for more")
+def _common(one: argparse.ArgumentParser, seeds: int, fixed: tuple[str, ...] = ("-p", "--knob")) -> None:
+    one.add_argument(*fixed, dest="fixed", action="append", default=[], metavar="KNOB=VALUE",
+                     help="a knob that all runs share; repeat for more")  # fmt: skip
     one.add_argument("--seeds", type=int, default=seeds, metavar="S", help=f"repetitions of each setting (default {seeds})")
     one.add_argument("--profile", choices=PROFILES, default="default")
     one.add_argument("--engine", default="local", metavar="ENGINE", help="local, dask-local, or dask://host:port")
@@ -59,7 +67,7 @@ def sweep(options) -> int:
     from claimlab.sweeps import plan, space
 
     study = studies.find(options.study)
-    fixed, grids = pairs(options.knob), [space.grid(study, text) for text in options.grid]
+    fixed, grids = pairs(options.fixed), [space.grid(study, text) for text in options.grid]
     if options.over and not options.sample:
         raise KnobError("--over says what --sample N draws from; give both")
     drawn = [space.over(study, text) for text in options.over]
@@ -75,11 +83,19 @@ def sensitivity(options) -> int:
 
     study = studies.find(options.study)
     claim = _claim(study, options.claim)
-    fixed = pairs(options.knob)
+    fixed = pairs(options.fixed)
     drawn = [space.over(study, text) for text in options.over] or space.free(study, fixed)
     made = sensitivity.design(study, drawn, options.method, size=options.size, seeds=options.seeds, fixed=fixed, profile=options.profile,
                               design_seed=options.design_seed)  # fmt: skip
     return console.analyse(made, claim, options)
+
+
+def tune(options) -> int:
+    from claimlab.sweeps import console, tuning
+
+    study = studies.find(options.study)
+    made = tuning.design(study, options.tuned, options.grid, seeds=options.seeds, fixed=pairs(options.fixed), profile=options.profile)
+    return console.tune(made, options)
 
 
 def _claim(study, name: str | None):

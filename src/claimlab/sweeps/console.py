@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ from claimlab.sweeps.child import Ended
 from claimlab.sweeps.plan import Plan
 
 ERRORS = Console(stderr=True)
-OUT = Console(soft_wrap=True, highlight=False)
+OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 TOLD = 5  # failures that are told one by one
 
 
@@ -122,10 +123,55 @@ def analyse(plan: Plan, claim: Claim, options: Any) -> int:
     return 0 if tally.done == tally.total else 1
 
 
+def tune(plan: Plan, options: Any) -> int:
+    """Run a tuning, keep its scores in data/tuned.csv, print the best value of each arm and whether all are tuned equally."""
+    from claimlab.runner import provenance
+    from claimlab.sweeps import tuning
+
+    book = Book()
+    try:
+        tally = drive(plan, book, options)
+        tables = {p["params"][options.tuned]: book.table(p["run"]) for p in book.points(tally.name) if p["status"] == "finished"}
+    finally:
+        book.close()
+    if tally.done < tally.total:
+        ERRORS.print(f"{tally.total - tally.done} of {tally.total} runs are not finished, so that nothing was written", style="red")
+        return 1
+    found = tuning.scores(plan.study, options.tuned, tables, plan.seeds, options.metric, options.better, tuning.elsewhere(plan))
+    path = tuning.record(found, provenance(plan.study))
+    equally = tuning.tuned_equally(plan.study, path)
+    if options.json:
+        best = {arm: one and {"value": one.value, "score": one.score} for arm in found.arms for one in [found.best(arm)]}
+        tell({"name": tally.name, "study": found.study, "knob": found.knob, "metric": found.metric, "better": found.better,
+              "why": found.why, "seeds": found.seeds, "grid": found.grid, "best": best,
+              "tuned_equally": equally.answer, "sentence": equally.sentence,
+              "scores": [{"arm": s.arm, "value": s.value, "score": s.score} for s in found.scores], "file": str(path)})  # fmt: skip
+    else:
+        _scores(found)
+        OUT.print(f"Tuned equally: {equally.word}. {equally.sentence}", markup=False)
+        OUT.print(f"in {path}", style="dim", markup=False)
+    return 0
+
+
+def _scores(found: Any) -> None:
+    from claimlab.sweeps.tuning import at_the_end
+
+    side = f"{found.better} is better, {found.why}; development seeds {found.seeds[0]} to {found.seeds[-1]}, never judged"
+    OUT.print(f"{found.metric} ({side})", markup=False)
+    drawn = Table(box=None)
+    for column in (found.knob, *(f"{v:g}" if isinstance(v, float) else str(v) for v in found.grid), ""):
+        drawn.add_column(column, no_wrap=True)
+    for arm in found.arms:
+        best, at = found.best(arm), {s.value: s for s in found.scores if s.arm == arm}
+        cells = [f"{'[bold green]' if at[v] is best else '[dim]'}{at[v].score:.4g}[/]" for v in found.grid]
+        drawn.add_row(arm, *cells, "best at the end of the grid: widen it" if at_the_end(found, arm) else "")
+    OUT.print(drawn)
+
+
 def _best(study: Study, claim: str, top: list[dict[str, Any]], names: list[str]) -> Table:
     drawn = Table(title="largest effects; the best of many is partly luck", title_justify="left", title_style="dim", box=None)
     for column in (*names, "effect", "95 % interval", "verdict", "run"):
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(column, no_wrap=column in ("effect", "95 % interval", "verdict", "run"), overflow="fold")
     for row in top:
         v = row["judged"][claim]
         sides = ["" if v.get(k) is None else f"{v[k]:+.3g}" for k in ("low", "high")]
