@@ -252,4 +252,4 @@ def answer(net, params, value) -> dict[str, float]:
     if params.data != "digits" or study.where(0, params)[-1]:
         raise ValueError("these networks were trained on pictures of another kind")
     page = torch.from_numpy(enlarged(drawn(value, 8).numpy()[None], params.side)).flatten(1).to(net.rows.device)
-    return {str(c): float(share) for c, share in enumerate(net(page).softmax(1)[0])}
+    return {str(c): share for c, share in enumerate(net(page).softmax(1)[0].tolist())}
