@@ -28,8 +28,9 @@ def verdicts(found: dict[str, Any]) -> bytes:
     axes.axvline(0, color="#5d6673", linestyle="--", linewidth=1)
     for height, row in enumerate(rows):
         place, half = _seen(row)
-        axes.plot([max(-REACH, place - half), min(REACH, place + half)], [height] * 2, color=COLOURS[row["verdict"]], linewidth=2)
-        axes.plot(min(REACH, max(-REACH, place)), height, MARKS[row["verdict"]], color=COLOURS[row["verdict"]], markersize=6)
+        ends = [min(REACH, max(-REACH, one)) for one in (place - half, place, place + half)]
+        axes.plot(ends, [height] * 3, color=COLOURS[row["verdict"]], linewidth=2)
+        axes.plot(ends[1], height, MARKS[row["verdict"]], color=COLOURS[row["verdict"]], markersize=6)
     axes.set_yticks(range(len(rows)), [f"{r['study']}: {r['claim']}{' *' if (r['study'], r['claim']) in changed else ''}" for r in rows],
                     fontsize=8)  # fmt: skip
     axes.set_xlim(-REACH - 0.3, REACH + 0.3)
