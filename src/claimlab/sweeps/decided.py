@@ -64,6 +64,7 @@ def _earlier(book: Any, study: str, known: dict[str, Any]) -> tuple[str, list[li
     """The run of the same settings, source and libraries that has finished the most companies, and these; ("", []) if none."""
     found: tuple[str, list[list[int]]] = ("", [])
     known = json.loads(json.dumps(known))
+    book.reap()
     for row in book.runs(study=study):
         if row["status"] in ("queued", *ALIVE) or {k: bool(row[k]) if k == "control" else row[k] for k in known} != known:
             continue
