@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -162,14 +164,13 @@ def penalty(lab) -> go.Figure:
 def album(lab) -> go.Figure:
     """One test image under the same budget behind each front end: what was added, and the picture that the head sees."""
     arms = [name for name in NETS if name in lab.arms]
-    figure, answers = None, []
-    added, seen, titles = [], [], []
-    for arm in arms:
-        task, net = lab.arms[arm].tasks[0], lab.arms[arm].members[0].eval()
-        x, y = task.test[0][:1], task.test[1][:1]
+    added, seen, titles, answers = [], [], [], []
+    nets = [lab.arms[arm].members[0].eval() for arm in arms]
+    x, y = legible(nets, *lab.arms[arms[0]].tasks[0].test)
+    for arm, net in zip(arms, nets, strict=True):
         moved = attacked(net, x, y, lab.params)
         with torch.no_grad():
-            said, sure = net(moved).softmax(1).max(1).indices.item(), net(moved).softmax(1).max().item()
+            sure, said = (part.item() for part in net(moved).softmax(1).max(1))
         side = round(x.shape[1] ** 0.5)
         added.append((moved - x).cpu().numpy().reshape(side, side))
         seen.append(moved.cpu().numpy().reshape(side, side))
@@ -188,6 +189,14 @@ def album(lab) -> go.Figure:
              "say something else (in brackets: how sure)")  # fmt: skip
     figure.update_annotations(font_size=11)
     return style(figure, title, height=380).update_layout(margin_t=160, margin_r=40, margin_b=20)
+
+
+def legible(nets, x, y):
+    """The first image that all networks read right, with its label; the first of all where there is none."""
+    with torch.no_grad():
+        right = torch.stack([net(x).argmax(1) == y for net in nets]).all(0)
+    first = int(right.int().argmax())
+    return x[first : first + 1], y[first : first + 1]
 
 
 def attacked(net, x, y, p):
@@ -216,15 +225,15 @@ def _one(net):
 
 
 def under_attack(net, params) -> go.Figure:
-    """The first test image of seed 0, its attack (at most 20 steps of PGD), and what the head says before and after."""
+    """The first test image of seed 0 that the head reads right, at most 20 steps of PGD, and what the head says of both."""
     net, found = _one(net), study.pictures(0, params)
-    x, y = (part[:1].to(net.rows.device) for part in found.test)
+    x, y = legible([net], *(part.to(net.rows.device) for part in found.test))
     moved = attacked(net, x, y, params)
     with torch.no_grad():
         before, after = (net(z).softmax(1)[0].cpu().numpy() for z in (x, moved))
     side = round(x.shape[1] ** 0.5)
-    figure = make_subplots(1, 4, column_widths=[0.19, 0.19, 0.19, 0.43], horizontal_spacing=0.05,
-                           subplot_titles=("picture", "what is added", "together", "what the head says"))  # fmt: skip
+    figure = make_subplots(1, 4, column_widths=[0.19, 0.19, 0.19, 0.43], horizontal_spacing=0.075,
+                           subplot_titles=("picture", "what is added", "together", "probability of each class"))  # fmt: skip
     for column, (one, scale, low) in enumerate(((x, "gray", 0), (moved - x, SCALE, -max(params.eps, 1e-6)), (moved, "gray", 0)), 1):
         high = 1 if low == 0 else -low
         z = one.cpu().numpy().reshape(side, side)[::-1]
@@ -233,7 +242,7 @@ def under_attack(net, params) -> go.Figure:
         figure.update_xaxes(visible=False, constrain="domain", row=1, col=column)
     for values, name, colour in ((before, "before", COLOURS["pca"]), (after, "under attack", "#D55E00")):
         figure.add_bar(x=list(range(len(values))), y=values, name=name, marker_color=colour, row=1, col=4)
-    figure.update_xaxes(title_text="class", dtick=1, row=1, col=4).update_yaxes(title_text="probability", range=[0, 1.02], row=1, col=4)
+    figure.update_xaxes(title_text="class", dtick=1, row=1, col=4).update_yaxes(range=[0, 1.02], row=1, col=4)
     title = f"A {y.item()} moved by {params.eps:g} a pixel: the head said {before.argmax()} and now says {after.argmax()}"
     return style(figure, title, height=340)
 
@@ -241,10 +250,16 @@ def under_attack(net, params) -> go.Figure:
 def components_of(net, params) -> go.Figure:
     """The first six rows of this arm's projection beside the principal components of seed 0."""
     rows = _one(net).rows
-    x, _ = study.centred(*study.where(0, params))
-    dense = torch.from_numpy(method.principal_rows(x, 6).astype(np.float32))
+    dense = leading(*study.where(0, params))
     title = f"This arm's rows ({(rows[:6] == 0).float().mean():.0%} of the first six are zero) above, PCA's below"
     return pictured({"this arm": rows, "PCA": dense}, title, 6)
+
+
+@lru_cache(maxsize=4)
+def leading(*place) -> torch.Tensor:
+    """The six leading principal components, from the covariance, which is quicker than from the images. [6, d]"""
+    x, _ = study.centred(*place)
+    return torch.from_numpy(np.linalg.eigh(x.T @ x)[1][:, :-7:-1].T.astype(np.float32))
 
 
 def answer(net, params, value) -> dict[str, float]:
