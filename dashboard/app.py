@@ -15,6 +15,8 @@ page = st.navigation(
                 help="Every run that goes on: watch it, steer it, fork it, and see what each command did."),
         st.Page("app_pages/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare",
                 help="Runs of a study beside each other, and how its claim goes with the knobs."),
+        st.Page("app_pages/sweeps.py", title="Sweeps", icon=":material/grid_on:", url_path="sweeps",
+                help="A claim over a whole space of knobs: where it holds, which knob moves it, what is best."),
         st.Page("app_pages/reports.py", title="Reports", icon=":material/summarize:", url_path="reports",
                 help="Which claims hold over many studies, what changed since the last time, and what failed."),
     ],

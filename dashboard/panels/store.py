@@ -112,7 +112,7 @@ def standings(found: list[Study]) -> dict[str, Standing]:
     smoke: dict[str, dict[str, Any]] = {}
     took: dict[str, list[float]] = {}
     for row in book.runs(status="finished", limit=2000):
-        if not row["control"]:
+        if not row["control"] and not (row["branch"] or "").startswith("sweep "):  # a setting of a sweep is no standing
             (smoke if row["profile"].startswith("smoke") else latest).setdefault(row["study"], row)
         if row["profile"] == "default" and row["ended"]:
             took.setdefault(row["study"], []).append(row["ended"] - row["started"])
