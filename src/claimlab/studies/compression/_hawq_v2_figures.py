@@ -58,10 +58,14 @@ def curvature(report, params, seed: int) -> go.Figure:
         bits = rule.choose(_omega(report, values), _weights(report), params.budget)
         picked.append(bits)
         error = dict(type="data", array=spread, color=INK) if column == 1 else None
-        figure.add_bar(x=NAMES, y=_positive(values), marker_color=faded(colour, 0.7), text=[f"{b} bits" for b in bits],
-                       textposition="outside", error_y=error, cliponaxis=False, showlegend=False, row=1, col=column)  # fmt: skip
+        figure.add_bar(x=NAMES, y=_positive(values), marker_color=faded(colour, 0.7), error_y=error, showlegend=False, row=1, col=column)
+        above = _positive(values) * 1.25 + (spread if column == 1 else 0)
+        figure.add_scatter(x=NAMES, y=above, mode="text", text=[f"{b} bits" for b in bits], textposition="top center",
+                           showlegend=False, cliponaxis=False, row=1, col=column)  # fmt: skip
+        span = np.log10(_positive(values).min()) - 0.3, np.log10(above.max()) + 0.35
+        figure.update_yaxes(range=span, row=1, col=column)
     same = int((picked[0] == picked[1]).sum())
-    figure.update_yaxes(type="log", exponentformat="power").update_yaxes(title_text="curvature [loss per squared weight]", col=1)
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power").update_yaxes(title_text="curvature [loss per squared weight]", col=1)
     title = f"Trace and eigenvalue choose the same bits for {same} of 8 layers at {params.budget:g} bits a weight (seed {seed})"
     return style(figure, title, height=460)
 
@@ -76,13 +80,14 @@ def pareto(report, params, seed: int, shown: int = 3000) -> go.Figure:
     total, best, _ = rule.frontier(omega, n)
     figure = go.Figure()
     figure.add_scattergl(x=size, y=_positive(cost), mode="markers", marker=dict(size=3, color=faded(GREY, 0.5)), name=f"{shown:,} settings")
-    figure.add_scatter(x=total / n.sum(), y=_positive(best), mode="lines", line=dict(color=BLUE, width=2.5), name="frontier")
+    figure.add_scatter(x=total / n.sum(), y=_positive(best), mode="lines", name="frontier",
+                       line=dict(color=BLUE, width=2.5, shape="hv"))
     at = np.flatnonzero(total <= params.budget * n.sum() + 1e-6)[-1]
     figure.add_scatter(x=[total[at] / n.sum()], y=[max(best[at], 1e-12)], mode="markers", name="chosen",
                        marker=dict(symbol="diamond", size=13, color=OTHERS[3]))  # fmt: skip
     near = cost[np.abs(size - params.budget) < 0.25]
     ratio = np.median(near) / max(best[at], 1e-12) if len(near) else np.nan
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power")
     told = f": {ratio:.0f} times less predicted damage than the middle setting of about that size" if np.isfinite(ratio) else ""
     return style(figure, f"The frontier at {params.budget:g} bits{told} (seed {seed})", x="average size [bits a weight]",
                  y="Omega [predicted rise of the loss]")  # fmt: skip
@@ -99,8 +104,8 @@ def predicted(lab) -> go.Figure:
             figure.add_scatter(x=x, y=y, mode="markers", marker=dict(size=6, color=OTHERS[k], opacity=0.75), name=f"{bits} bits",
                                hovertext=names, legendgroup=str(bits), showlegend=column == 1, row=1, col=column)  # fmt: skip
     mean = {arm: _last(lab, arm, "rank_correlation").mean() for arm in ("trace", "top_eigenvalue") if arm in lab.arms}
-    figure.update_xaxes(type="log", exponentformat="power", title_text="predicted sensitivity")
-    figure.update_yaxes(type="log", exponentformat="power").update_yaxes(title_text="true rise of the loss [nats]", col=1)
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power", title_text="predicted sensitivity")
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power").update_yaxes(title_text="true rise of the loss [nats]", col=1)
     told = " and ".join(f"{value:.2f} ({arm.replace('_', ' ')})" for arm, value in mean.items())
     return style(figure, f"One layer quantised alone: rank correlation of prediction and truth {told}", height=460)
 
@@ -166,7 +171,8 @@ def bits_against_trace(net, params) -> go.Figure:
         bits = rule.choose(_omega(net, trace), _weights(net), params.budget)
     else:
         return style(go.Figure(), "Bits are chosen when the full network has been trained")
-    figure = go.Figure(go.Scatter(x=_positive(trace), y=bits, mode="markers+text", text=list(nets.LAYERS), textposition="top center",
+    where = ["top center", "bottom center"] * 4  # neighbours' names apart
+    figure = go.Figure(go.Scatter(x=_positive(trace), y=bits, mode="markers+text", text=list(nets.LAYERS), textposition=where,
                                   marker=dict(size=12, color=BLUE), name="layer"))  # fmt: skip
-    figure.update_xaxes(type="log", exponentformat="power").update_yaxes(range=[1, 9], tickvals=list(rule.BITS))
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power").update_yaxes(range=[1, 9], tickvals=list(rule.BITS))
     return style(figure, f"Bits of the {len(bits)} layers at {params.budget:g} bits a weight", x="average Hessian trace", y="bits")
