@@ -17,15 +17,20 @@ from panels import knobs, typed
 from claimlab import ledger
 from claimlab import study as studies
 from claimlab.study import Study
+from claimlab.sweeps.looks import MARK
 
 PATIENCE = 0.2  # seconds that a JupyterLab of this machine has to answer
 
 
 def run(study: Study, values: Mapping[str, Any], profile: str, control: bool = False) -> str:
     """`claimlab run STUDY -p KNOB=VALUE ... --profile P` with the knobs that differ from the profile's."""
+    adds = profile.endswith(MARK)  # seeds until its claims are decided
+    profile = profile.removesuffix(MARK)
+    values = {k: v for k, v in values.items() if not (adds and k == "seeds")}
     usual = knobs.usual(study, profile) | (dict(study.control.set) if control else {})
     own = [part for name, value in values.items() if usual.get(name) != value for part in ("-p", f"{name}={value}")]
-    return shlex.join(["claimlab", "run", study.slug, *own, "--profile", profile, *(["--control"] if control else [])])
+    return shlex.join(["claimlab", "run", study.slug, *own, "--profile", profile, *(["--control"] if control else []),
+                       *(["--until-decided"] if adds else [])])  # fmt: skip
 
 
 def panel(study: Study, row: Mapping[str, Any] | None) -> None:

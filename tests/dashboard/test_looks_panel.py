@@ -42,3 +42,16 @@ def test_the_chart_has_a_bar_a_look_and_an_open_side_ends_at_the_edge():
     assert [trace.x[0] for trace in figure.data] == ["5", "10"]
     assert figure.data[0].error_y.arrayminus[0] == 0.1 - -0.1 and figure.data[1].error_y.array[0] == 0.3 - 0.1
     assert list(figure.layout.xaxis.categoryarray) == ["5", "10", "20"]
+
+
+def test_the_command_of_such_a_run_is_one_that_the_command_line_takes(own_studies):
+    from panels import commands
+
+    from claimlab.cli import parser
+    from claimlab.study import find
+
+    values = dict(rate=0.1, gap=2.0, poison=-1, steps=40, seeds=7)
+    text = commands.run(find("toy-blobs"), values, "smoke, looks")
+    taken = parser().parse_args(text.split()[1:])
+    assert taken.until_decided and taken.seeds is None and taken.profile == "smoke" and "seeds=7" not in taken.knob
+    assert "rate=0.1" in taken.knob and "until" not in commands.run(find("toy-blobs"), values, "smoke")

@@ -25,7 +25,6 @@ from claimlab.sweeps import looks
 
 COMPANY = 20  # seeds that train at the same time, at most
 BEAT = 0.5  # seconds between two reports of how far the run is
-MARK = ", looks"  # in the profile of such a run: its intervals are not those of a run with as many seeds
 END = object()
 
 
@@ -45,7 +44,7 @@ def run(slug: str, values: dict[str, Any] | None = None, *, most: Any = looks.LO
     study, p = runner.prepare(slug, chosen, profile=profile, control=control, kernel=False)
     book = ledger or Ledger()
     try:
-        known = {"params": knob_views.values(p), "profile": profile + MARK, "control": control, "versions": runner.provenance(study)}
+        known = {"params": knob_views.values(p), "profile": profile + looks.MARK, "control": control, "versions": runner.provenance(study)}
         earlier = _earlier(book, study.slug, known)
         name = book.start_run(study.slug, known["params"], profile=known["profile"], seeds=range(planned[0]), control=control,
                               source_hash=study.source_hash, versions=known["versions"])  # fmt: skip

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOOKS = (5, 10, 20, 40, 80)
+MARK = ", looks"  # in the profile of such a run: its intervals are not those of an ordinary run with as many seeds
 GRID = 401  # points of the integration, an odd number; the bound is then exact to 1e-4
 FAR = 8.0  # standard errors beyond which nothing is left
 
