@@ -21,6 +21,7 @@ from claimlab.params import Knob
 from claimlab.study import Study
 
 HEIGHT, WIDE, CELLS, MOST = 360, 680, 4, 12
+EACH = 4  # runs that a bin holds at least where its mean is given an interval
 CONTOUR = "#1f2933"  # on cells, whose colours are the same in both themes
 MANY, LINES = 120, 400  # runs from which on intervals are those of bins; lines of parallel coordinates
 SYMBOLS = {"supported": "circle", "refuted": "x", "undecided": "circle-open"}
@@ -160,7 +161,7 @@ def _middle(figure: go.Figure, rows: Sequence[dict[str, Any]], claim: Claim, kno
             "arrayminus": [m - low for (low, _), m in zip(sides, means, strict=True)]}  # fmt: skip
     figure.add_scatter(
         x=list(means.index), y=means.to_numpy(), mode="lines", showlegend=False, name="mean", line={"color": figures.INK, "width": 2},
-        hoverinfo="skip", error_y=bars if len(rows) > MANY else None,
+        hoverinfo="skip", error_y=bars if len(rows) > MANY or groups.size().min() >= EACH else None,
     )  # fmt: skip
 
 
@@ -212,11 +213,11 @@ def _means(rows: Sequence[dict[str, Any]], claim: Claim, knob: Knob) -> pd.Serie
 
 
 def binned(knob: Knob, values: Sequence[Any]) -> list[Any]:
-    """The values of a knob for a heat map: as they are where few, else the middle value of one of MOST equally full bins."""
+    """The values of a knob for a heat map: as they are where few, else the middle value of one of up to MOST equally full bins."""
     if knob.type in (bool, str) or len(set(values)) <= MOST:
         return list(values)
     series = pd.Series(values)
-    bins = pd.qcut(series, MOST, duplicates="drop")
+    bins = pd.qcut(series, max(3, min(MOST, len(values) // (EACH + 1))), duplicates="drop")
     return series.groupby(bins, observed=True).transform("median").map(lambda v: float(f"{v:.3g}")).tolist()
 
 

@@ -56,7 +56,9 @@ def _progress(name: str, drawn: int) -> None:
     points = book().points(name)
     running = [p["run"] for p in points if p["status"] in ALIVE]
     bad = [p for p in points if p["status"] in ("failed", "stopped", "lost")]
-    text = f"{row['done']:,} of {row['total']:,} settings finished, {row['status']}, engine {row['engine'] or 'none yet'}"
+    state = {"running": "goes on", "finished": "complete"}.get(row["status"], row["status"])
+    text = f"{row['done']:,} of {row['total']:,} settings finished; the sweep is {state}".replace("is goes", "goes")
+    text += f", engine {row['engine']}" if row["engine"] else ""
     if row["status"] == "running" or row["done"] < row["total"]:
         st.progress(row["done"] / max(row["total"], 1), text=plain(text))
     else:
@@ -87,9 +89,9 @@ def share(claim: Claim, found: Sequence[dict[str, Any]], row: dict[str, Any]) ->
             label = "Holds in" if word == "holds" else f"{word.capitalize()} in"
             st.metric(label, f"{100 * count / one.judged:.0f} %", f"{count} of {one.judged} settings", delta_color="off", delta_arrow="off",
                       border=True)  # fmt: skip
-        side = f"{100 * one.low:.0f} to {100 * one.high:.0f} %" if sampled else "the whole grid"
-        told = "95 % interval of the share" if sampled else "no sample, so no interval"
-        st.metric("Of the space" if sampled else "Of", side, told, delta_color="off", delta_arrow="off", border=True)
+        side = f"{100 * one.low:.0f}–{100 * one.high:.0f} %" if sampled else "all"
+        told = "of the knob space" if sampled else "settings of the grid"
+        st.metric("95 % interval" if sampled else "Looked at", side, told, delta_color="off", delta_arrow="off", border=True)
     st.markdown(f"**{plain(humanised(one.sentence.partition('. The space: ')[0]))}.**")
     st.caption(f"The space: {plain(one.words)}.")
     return one

@@ -71,7 +71,7 @@ def test_a_sampled_sweep_says_in_what_share_of_which_space_the_claim_holds(book)
     assert "16 of 16 settings finished" in shown and "x1 in [-3.14159, 3.14159]; x2 in [-1, 1]" in shown
     held = {m.label: m.value for m in at.metric}
     truth = sum(3 * p["params"]["x1"] + 2 * p["params"]["x2"] > 0 for p in book.points("space"))
-    assert held["Holds in"] == f"{100 * truth / 16:.0f} %" and "to" in held["Of the space"]
+    assert held["Holds in"] == f"{100 * truth / 16:.0f} %" and "–" in held["95 % interval"]
     most = max(3 * p["params"]["x1"] + 2 * p["params"]["x2"] for p in book.points("space"))
     assert at.dataframe[0].value["effect"].iloc[0] == pytest.approx(most, rel=1e-4)
     charts = at.get("plotly_chart")

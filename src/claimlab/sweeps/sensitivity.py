@@ -29,6 +29,7 @@ LEVELS = 4  # of Morris' grid
 RESAMPLES = 500
 LEAST = 4  # base points or trajectories that an analysis needs
 NOISY = 0.1
+WIDE = 0.3
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Indices:
         """What the indices say, knob by knob, and how far to trust them."""
         spread = f"{self.mean:+.3g} on average over the knob space, with a standard deviation of {self.spread:.3g}"
         told = [f"The effect of {self.claim} is {spread}."] + [_told(one, self.method, self.spread) for one in self.influences]
+        top = self.influences[0]
+        if top.total_error > WIDE * abs(top.total):
+            told.append("The intervals are wide: a larger --size narrows them.")
         if self.noise > NOISY:
             told.append(f"About {100 * self.noise:.0f} % of its variance is the luck of the seeds, which blurs every index; "
                         "use more seeds.")  # fmt: skip
