@@ -186,14 +186,3 @@ def test_the_schedulers_own_table_comes_along(source, postgres, capsys):
     with engine.connect() as connection:
         assert connection.execute(select(moving.SCHEDULER)).one() == ("nightly", 1.5e9 + 0.25, b"\x80\x04\x00")
     engine.dispose()
-
-
-def test_a_study_runs_is_asked_and_read_on_postgresql(study, home, postgres, monkeypatch, capsys):
-    monkeypatch.setenv("CLAIMLAB_LEDGER", postgres.database())
-    assert cli.main(["run", "toy-blobs", "--no-kernel", "--profile", "smoke", "-p", "seeds=5", "--json"]) == 0
-    run = json.loads(capsys.readouterr().out)
-    assert run["status"] == "finished" and not (home / "ledger.db").exists()
-    assert cli.main(["sql", "select count(*) as n from metrics", "--csv"]) == 0
-    assert int(capsys.readouterr().out.split()[1]) > 0
-    assert cli.main(["runs", "show", run["run"], "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["verdicts"]) == 2

@@ -28,7 +28,7 @@ class Terminal:
         """What the block printed. It fails at the first command that fails; its environment is kept."""
         kept = self.folder / ".environment"
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"{text}\nenv -0 > {kept}"], cwd=self.folder, env=self.environment,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+                              capture_output=True, text=True, timeout=900)  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         self.environment = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if pair)
         kept.unlink()
