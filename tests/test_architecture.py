@@ -92,7 +92,7 @@ def test_files_are_short():
     above = [p for p in CORE if p.relative_to(PACKAGE).parts[0] in OPERATIONS]
     lines, operations = sum(statements(p) for p in CORE if p not in above), sum(map(statements, above))
     assert lines <= 4600, f"the core has {lines} lines of code"
-    assert operations <= 3500, f"commands, reports, schedules and sweeps have {operations} lines of code"
+    assert operations <= 4200, f"commands, reports, schedules and sweeps have {operations} lines of code"
 
 
 def statements(path: Path) -> int:
