@@ -1,11 +1,25 @@
 """Shares of a knob space against scipy and against a space whose share is known."""
 
 import math
+import sqlite3
 
 import pytest
 from scipy import stats
 
 from claimlab.sweeps import plan, results, space
+from claimlab.sweeps.book import Book
+
+
+def test_a_ledger_without_sweeps_is_brought_forward(home):
+    home.mkdir(parents=True)
+    with sqlite3.connect(home / "ledger.db") as raw:
+        raw.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+        raw.execute("INSERT INTO schema_version VALUES (3)")
+    book = Book()
+    assert book.sweeps() == []
+    book.close()
+    with sqlite3.connect(home / "ledger.db") as raw:
+        assert raw.execute("SELECT version FROM schema_version").fetchone()[0] >= 5
 
 
 @pytest.mark.parametrize("held, count", [(0, 1), (3, 7), (22, 31), (500, 500)])

@@ -8,7 +8,7 @@ import pytest
 from claimlab import cli
 from claimlab.params import KnobError
 from claimlab.study import StudyError
-from claimlab.sweeps import sensitivity, space
+from claimlab.sweeps import results, sensitivity, space
 
 PI2 = math.pi**2
 # variances of the parts of the height: uniform on an interval, on four steps, on three choices, on two
@@ -65,6 +65,15 @@ def test_morris_measures_of_a_plane_are_its_slopes(plane, analysed):
         assert found[name].total == pytest.approx(slope, abs=1e-4) and found[name].first == pytest.approx(0, abs=1e-4)
     assert found["level"].total == pytest.approx(2)  # two steps up, moved by one or by two
     assert "x3: moving it" in indices.sentences[-2] and "not told apart from nothing" in indices.sentences[-2]
+
+
+def test_the_share_counts_the_base_points_of_a_design_once(plane, answered):
+    for method, interval in (("sobol", True), ("morris", False)):
+        made = sensitivity.design(plane, axes(plane, "x1", "x2"), method, size=8)
+        one = results.share(plane.claims[0], answered(plane, made, plane.claims[0]), made.as_dict())
+        assert one.judged == len(made.points) and (one.low is not None) == interval
+        if interval:
+            assert (one.low, one.high) == pytest.approx(results.wilson(one.share * 8, 8))
 
 
 def test_a_run_without_an_effect_takes_its_block_with_it(plane, analysed):

@@ -78,17 +78,18 @@ def effect(row: dict[str, Any], claim: str) -> float:
 def share(claim: Claim, found: Sequence[dict[str, Any]], plan: dict[str, Any]) -> Share:
     """The share of the settings in which a claim holds, with the interval of the space where that was sampled.
 
-    The sampled points are what is independent: where each of them is crossed with a grid, it counts once, by its part.
+    The sampled points are what is independent: where each of them is crossed with a grid, or has others derived from it as in an
+    analysis of sensitivity, it counts once, by its part. Morris' points lie on a coarse grid and are no sample of the space.
     """
     words = [row["judged"][claim.id]["verdict"] for row in found if math.isfinite(effect(row, claim.id))]
     counts = {word: words.count(word) for word in ("supported", "refuted", "undecided")}
     low = high = None
-    drawn = plan["about"].get("drawn") or []
-    if drawn and words:
-        parts: dict[tuple, list[bool]] = {}
+    about = plan["about"]
+    if about.get("drawn") and about["method"] != "morris" and words:
+        parts: dict[Any, list[bool]] = {}
         for row in found:
             if math.isfinite(effect(row, claim.id)):
-                at = row["number"] if not plan["about"]["grid"] else tuple(row["params"][k] for k in drawn)
+                at = tuple(row["params"][k] for k in about["drawn"]) if about["grid"] else row["number"] // about.get("block", 1)
                 parts.setdefault(at, []).append(row["judged"][claim.id]["verdict"] == "supported")
         low, high = wilson(sum(sum(part) / len(part) for part in parts.values()), len(parts))
     return Share(claim.id, counts["supported"], counts["refuted"], counts["undecided"], len(found) - len(words), low, high, plan["words"])

@@ -96,6 +96,7 @@ def design(study: Study, drawn: Sequence[Axis], method: str = "sobol", *, size: 
     shares = _design(len(drawn), method, size, design_seed)
     points = [{a.knob.name: a.at(float(u)) for a, u in zip(drawn, row, strict=True)} for row in shares]
     about = {"method": method, "size": size, "design_seed": design_seed, "drawn": names, "grid": {}, "sample": len(points),
+             "block": len(drawn) + (2 if method == "sobol" else 1),
              "moved": _moved(drawn, shares) if method == "morris" else []}  # fmt: skip
     made = plans.listed(study, points, kind="sensitivity", seeds=seeds, fixed=fixed, profile=profile, about=about,
                         words=plans.space_in_words(study, (), drawn, profile, plans.checked(study, fixed or {})))  # fmt: skip
@@ -147,7 +148,7 @@ def analyse(claim: Claim, found: Sequence[dict[str, Any]], kept: dict[str, Any])
     names, method = about["drawn"], about["method"]
     shares = _design(len(names), method, about["size"], about["design_seed"])
     effects = np.array([results.effect(row, claim.id) for row in sorted(found, key=lambda row: row["number"])])
-    block = len(names) + (2 if method == "sobol" else 1)
+    block = about["block"]
     whole = np.isfinite(effects.reshape(-1, block)).all(axis=1)
     if whole.sum() < LEAST:
         raise StudyError(f"{claim.id}: {int(np.isnan(effects).sum())} of {len(effects)} runs gave no effect, too few are left to analyse")
