@@ -19,6 +19,7 @@ from claimlab import study as studies
 from claimlab.cells import stale, template
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
+from claimlab.reports import admission
 
 LIST_KEYS = {"slug", "title", "theme", "family", "year", "question", "claims", "knobs", "control"}
 CLAIM_KEYS = {"id", "text", "kind", "metric", "arm", "baseline", "better", "margin"}
@@ -297,7 +298,7 @@ def test_an_interrupt_ends_the_tour_and_starts_no_other_study(own_studies, home,
         return runner.Outcome(run, slug, "stopped", 1.0, {}, [], None, None, None, "interrupted")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console, "cores", lambda: 1)
+    monkeypatch.setattr(admission, "abreast", lambda: 1)
     monkeypatch.setattr(runner, "run", interrupted)
     assert console.tour(8501, "smoke", serve=False) == 130 and started == [console.TOUR[0]]
 

@@ -18,7 +18,7 @@ SLOW = (Path(__file__).parents[1] / "fixtures" / "light.py").read_text(encoding=
     "                time.sleep(0.05)\n            yield Tick(")  # fmt: skip
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=400):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
@@ -62,7 +62,7 @@ def test_the_same_command_goes_on_where_it_stopped(report, blow):
     until(half)
     kernels = [p for p in psutil.Process(first.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
     first.send_signal(blow)
-    code = first.wait(timeout=60)
+    code = first.wait(timeout=200)
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernels))
     found = document.read(out / "report.json")
     if blow == signal.SIGKILL:
@@ -70,7 +70,7 @@ def test_the_same_command_goes_on_where_it_stopped(report, blow):
     else:
         assert code == 130 and found["interrupted"] and {one["study"] for one in found["verdicts"]} == {"light"}
     held.unlink()
-    assert start().wait(timeout=180) == 0, (out.parent / "log").read_text()
+    assert start().wait(timeout=400) == 0, (out.parent / "log").read_text()
     found = document.read(out / "report.json")
     assert not found["interrupted"] and not (out / making.NOTE).exists()
     assert {one["study"]: one["reused"] for one in found["studies"]} == {"light": True, "slow": False}

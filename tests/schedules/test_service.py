@@ -23,7 +23,7 @@ TOML = '[nightly]\ncron = "30 2 * * *"\ntimezone = "Europe/Berlin"\nstudies = ["
 LONG_AGO = datetime(2026, 1, 5, 1, 30, tzinfo=UTC)
 
 
-def until(condition, seconds=240):
+def until(condition, seconds=400):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not come to pass"
@@ -90,7 +90,7 @@ def test_of_two_schedulers_one_makes_up_for_what_was_missed_and_a_killed_firing_
     assert (Path(row["out"]) / "index.html").exists()
     kinds = [event["kind"] for event in book.events("schedule:nightly")]
     assert kinds.count("lost") == 1 and kinds.count("started") == 2 and kinds[-1] == "finished"
-    assert serve(file, "--missed").wait(timeout=240) == 0  # nothing is left to be made up for
+    assert serve(file, "--missed").wait(timeout=400) == 0  # nothing is left to be made up for
     assert len(book.firings("nightly")) == 2
     book.close()
 

@@ -30,7 +30,7 @@ def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from claimlab.cli import tell
-    from claimlab.reports import mail, making, planning, progress
+    from claimlab.reports import mail, making, planning, progress, summary
 
     slugs = planning.select(options.studies, options.all, options.family, options.theme)
     if options.reference and options.profile != "default":
@@ -45,6 +45,7 @@ def report(options: argparse.Namespace) -> int:
         from claimlab import readme
 
         readme.record(studies.root(), options.out / "verdicts.csv")
+    print(summary.headline(found), file=sys.stderr)
     tell(found) if options.json else print(options.out / "index.html")
     unsent = mail.try_send(server, mail.letter(found, options.out), options.email) if server is not None else ""
     if unsent:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claimlab import export, runner
+from claimlab import export
 from claimlab.reports import admission, planning, timing, writing
 from claimlab.reports import document as documents
 from claimlab.reports.planning import Choice, Entry, Item
@@ -23,6 +23,7 @@ from claimlab.reports.running import Hands
 from claimlab.study import StudyError
 
 NOTE = "unfinished.json"
+MEMORY = 7 * 86_400.0  # seconds after which a report that never came to its end is begun anew
 SILENCE = 8.0  # seconds after which a run without a sign of life is lost
 
 
@@ -90,7 +91,7 @@ def _alone(out: Path) -> Iterator[None]:
 def _begin(out: Path, asked: dict[str, Any]) -> float:
     """When this report began: now, or when the one began that was asked for the same and never came to its end."""
     note, began = _note(out), time.time()
-    if note.get("asked") == asked:
+    if note.get("asked") == asked and began - note["began"] < MEMORY:
         began = note["began"]
     _tell(out, {"asked": asked, "began": began, "pid": os.getpid()})
     return began
@@ -131,11 +132,9 @@ def _run(book: Any, out: Path, entries: list[Entry], jobs: int | None, show: Cal
 
 def _write(book: Any, out: Path, entries: list[Entry], profile: str, began: float, interrupted: bool, single: bool) -> dict[str, Any]:
     for one in entries:
-        if one.outcome is not None and one.control is not None and one.control.outcome is not None:
-            if one.outcome.status == one.control.outcome.status == "finished":
-                book.record_verdicts(one.outcome.run, one.control.outcome.verdicts, control=True)
-            interrupted |= _stopped_by_hand(book, one.control.outcome)
-        interrupted |= one.outcome is not None and _stopped_by_hand(book, one.outcome)
+        judged = one.control.outcome if one.control is not None else None
+        if one.outcome is not None and judged is not None and one.outcome.status == judged.status == "finished":
+            book.record_verdicts(one.outcome.run, judged.verdicts, control=True)
     found = documents.make(entries, profile, began=began, interrupted=interrupted, earlier=documents.history(out))
 
     def pages(folder: Path) -> None:
@@ -147,10 +146,6 @@ def _write(book: Any, out: Path, entries: list[Entry], profile: str, began: floa
     if not interrupted:
         (out / NOTE).unlink(missing_ok=True)
     return found
-
-
-def _stopped_by_hand(book: Any, outcome: runner.Outcome) -> bool:
-    return outcome.status == "stopped" and any(e["kind"] == "interrupted" for e in book.events(outcome.run))
 
 
 def page(entry: Entry, profile: str, folder: Path, single_file: bool) -> None:

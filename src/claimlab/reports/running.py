@@ -93,8 +93,12 @@ class Hands:
                 self.held[item] = max(self.held.get(item, 0), admission.resident(process.pid))
 
     def _keep(self, item: Item) -> None:
-        if item in self.held and item.outcome is not None:
+        if item.outcome is None:
+            return
+        if item in self.held:
             self.book.event(item.outcome.run, admission.EVENT, payload={"bytes": self.held[item]})
+        if item.outcome.status == "stopped" and any(e["kind"] == "interrupted" for e in self.book.events(item.outcome.run)):
+            self.over.set()  # by the person at this terminal, not by a command from elsewhere
 
 
 @contextmanager
