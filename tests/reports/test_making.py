@@ -148,6 +148,16 @@ def test_an_interrupt_ends_the_report_with_what_there_is(study, own_studies, out
     assert "interrupted: the same command goes on" in page and (out / making.NOTE).exists()
 
 
+def test_an_interrupted_report_leaves_a_whole_one_as_it_was(study, in_process, out, monkeypatch):
+    making.report(["light"], out=out)
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    with monkeypatch.context() as patched:
+        patched.setattr(making.Hands, "run", lambda hands, entries: hands.over.set())
+        assert making.report(["light"], out=out, force=True)["interrupted"]
+    assert {name: (out / name).read_bytes() for name in before} == before and (out / making.NOTE).exists()
+    assert not making.report(["light"], out=out, force=True)["interrupted"] and not (out / making.NOTE).exists()
+
+
 def test_studies_side_by_side_come_out_as_one_after_the_other(study, write_study, out):
     write_study("late")
     pages = {}

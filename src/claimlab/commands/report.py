@@ -41,11 +41,12 @@ def report(options: argparse.Namespace) -> int:
     with progress.shown(Console(stderr=True)) as show:
         found = making.report(slugs, options.profile, options.out, jobs=options.jobs, force=options.force,
                               single_file=options.single_file, show=show)  # fmt: skip
-    if options.reference:
+    if options.reference and not found["interrupted"]:
         from claimlab import readme
 
         readme.record(studies.root(), options.out / "verdicts.csv")
-    print(summary.headline(found), file=sys.stderr)
+    interrupted = "interrupted; the same command goes on. Until now: " if found["interrupted"] else ""
+    print(interrupted + summary.headline(found), file=sys.stderr)
     tell(found) if options.json else print(options.out / "index.html")
     unsent = mail.try_send(server, mail.letter(found, options.out), options.email) if server is not None else ""
     if unsent:

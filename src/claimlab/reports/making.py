@@ -51,7 +51,8 @@ def report(slugs: Iterable[str], profile: str = "default", out: Path | str = Pat
 
     StudyError names an unknown study before anything starts. A study that is broken, fails or is stopped is listed with its
     reason and stops no other. At most `jobs` runs go side by side (default: as many as cores and memory carry). An interrupt
-    ends what runs, and the report is written from what there is. `force` reuses nothing; `show` is told how far it is.
+    ends what runs; the report is then written from what there is, unless a whole one lies there already. `force` reuses
+    nothing; `show` is told how far it is.
     """
     from claimlab.ledger import Ledger
 
@@ -136,6 +137,10 @@ def _write(book: Any, out: Path, entries: list[Entry], profile: str, began: floa
         if one.outcome is not None and judged is not None and one.outcome.status == judged.status == "finished":
             book.record_verdicts(one.outcome.run, judged.verdicts, control=True)
     found = documents.make(entries, profile, began=began, interrupted=interrupted, earlier=documents.history(out))
+
+    before = documents.read(out / documents.NAME)
+    if interrupted and before is not None and not before["interrupted"]:
+        return found  # a whole report is worth more than the half of the next one
 
     def pages(folder: Path) -> None:
         for one in entries:
