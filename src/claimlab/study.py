@@ -154,14 +154,15 @@ def _plugged() -> tuple[list[Path], list[Study]]:
 def catalogue() -> list[Study]:
     """All studies, sorted by slug; broken ones are included with their reason."""
     found: dict[str, Study] = {}
-    for folder in folders():
+    plugged, nowhere = _plugged()
+    for folder in [PACKAGE / "studies", *_own(), *plugged]:
         for path in sorted(folder.rglob("*.py")):
             if path.name.startswith(("_", "test_")) or "__pycache__" in path.parts:
                 continue
             one = read(path, family=path.parent.name if path.parent != folder else "own")
             found.setdefault(one.slug, one)
     absent = [Study(p.name.lower(), "own", p, f"CLAIMLAB_STUDIES names {p}, which is not a folder") for p in _own() if not p.is_dir()]
-    for one in [*absent, *_plugged()[1]]:
+    for one in [*absent, *nowhere]:
         found.setdefault(one.slug, one)
     return sorted(found.values(), key=lambda s: s.slug)
 
