@@ -8,7 +8,9 @@ here for looks at doubling numbers by the recursive integration of Armitage, McP
 
 What is controlled: for each claim by itself, the chance that it comes out *supported* at any of the looks although its effect is
 only the margin. It is that of a single look: 2.5 % (bounds, which are one-sided: 5 %) for normal differences, and below 5 % for a
-skewness up to 1 (bounds: 8 %). Between the claims of a study nothing is corrected, with these looks or without.
+skewness up to 1 (bounds: 8 %). Between the claims of a study nothing is corrected, with these looks or without. The price is
+wider intervals: at five seeds, where the correction for skewness weighs most, twice Student's at the same level on average, at
+80 seeds 1.3 times the ordinary one.
 """
 
 from __future__ import annotations
