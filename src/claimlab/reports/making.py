@@ -132,6 +132,7 @@ def _run(book: Any, out: Path, entries: list[Entry], jobs: int | None, show: Cal
 
 
 def _write(book: Any, out: Path, entries: list[Entry], profile: str, began: float, interrupted: bool, single: bool) -> dict[str, Any]:
+    book.reap(SILENCE)  # runs of a report that was killed a moment before this one began
     for one in entries:
         judged = one.control.outcome if one.control is not None else None
         if one.outcome is not None and judged is not None and one.outcome.status == judged.status == "finished":
