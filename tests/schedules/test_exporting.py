@@ -14,6 +14,7 @@ import yaml
 
 from claimlab import cli
 from claimlab.schedules import exporting, plan
+from claimlab.schedules.calendar import Calendar
 from claimlab.schedules.cron import Cron
 from claimlab.study import StudyError
 
@@ -60,7 +61,13 @@ def test_a_line_for_cron_runs_the_schedule(file, capsys, tmp_path):
     line = next(line for line in text.splitlines() if " nightly " in line and not line.startswith("#"))
     assert line.startswith("30 2 * * mon-fri ") and "CRON_TZ=Europe/Berlin" in text
     assert not re.search(r"(?<!\\)%", line)  # cron ends a command at a bare percent sign
-    act = line.split(" ", 5)[5].replace("\\%", "%").replace("schedule run nightly", "schedule list nightly --json")
+    whole = line.split(" ", 5)[5].replace("\\%", "%")
+    book = Calendar()
+    book.pause("nightly")
+    book.close()
+    rests = subprocess.run(["sh", "-c", whole], capture_output=True, text=True, cwd=tmp_path)
+    assert rests.returncode == 0 and "it is paused" in rests.stderr
+    act = whole.replace("schedule run nightly", "schedule list nightly --json")
     said = subprocess.run(["sh", "-c", act], capture_output=True, text=True, cwd=tmp_path)
     assert said.returncode == 0 and '"name": "nightly"' in said.stdout, said.stderr
 

@@ -19,6 +19,7 @@ def register(add) -> None:
     one.add_argument("-n", type=int, default=5, metavar="N", help="next: so many times")
     one.add_argument("-o", "--out", type=Path, help="export: into this folder instead of on the screen")
     one.add_argument("--missed", action="store_true", help="run: make up for what was missed, then end")
+    one.add_argument("--unless-paused", action="store_true", help="run NAME: not while it is paused, as for another scheduler")
     one.add_argument("--due", type=float, help=argparse.SUPPRESS)
 
 
@@ -52,6 +53,9 @@ def _now(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is told to the ledger where no run has begun yet
     (one,) = options.chosen.values()
     console = Console(stderr=True)
+    if options.unless_paused and any(line["paused"] for line in lines(options)):
+        console.print(f"{one.name}: it is paused; nothing was started", highlight=False)
+        return 0
     with progress.shown(console) as show:
         return firing.fire(one, options.due or time.time(), lambda text: console.print(text, markup=False, highlight=False), show)
 

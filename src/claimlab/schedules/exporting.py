@@ -31,7 +31,8 @@ def export(kind: str, schedules: Iterable[Schedule], file: Path, now: datetime) 
 
 def command(one: Schedule, file: Path) -> list[str]:
     """The words that run a schedule once."""
-    return [sys.executable, "-m", "claimlab.cli", "schedule", "run", one.name, "--file", str(file.absolute())]
+    return [sys.executable, "-m", "claimlab.cli", "schedule", "run", one.name, "--unless-paused", "--file",
+            str(file.absolute())]  # fmt: skip
 
 
 # ---- cron
