@@ -37,7 +37,7 @@ def book(home):
 def until():
     """Wait for a condition and return what it gives."""
 
-    def wait(condition, seconds=90):
+    def wait(condition, seconds=240):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if found := condition():

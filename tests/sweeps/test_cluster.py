@@ -100,7 +100,7 @@ def test_what_is_no_scheduler_is_refused_before_anything_starts(plane, book):
         conduct.conduct(made, book, engine=f"dask://127.0.0.1:{port()}")
     with pytest.raises(StudyError, match="is not allowed: local, dask-local"):
         conduct.conduct(made, book, engine="ray")
-    assert book.runs() == []
+    assert book.runs() == [] and book.sweeps() == []
 
 
 @pytest.mark.slow

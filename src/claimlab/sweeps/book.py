@@ -45,6 +45,12 @@ class Book(Ledger):
             connection.execute(schema.sweep_point.delete().where(POINT.sweep == name))
             connection.execute(schema.sweep_point.insert(), rows)
 
+    def forget(self, name: str) -> None:
+        """Take back a sweep that was entered and never driven."""
+        with self._writing() as connection:
+            if connection.execute(schema.sweep.delete().where((SWEEP.name == name) & SWEEP.owner.is_(None))).rowcount:
+                connection.execute(schema.sweep_point.delete().where(POINT.sweep == name))
+
     def _answers(self, study: str) -> dict[str, str]:
         """The finished runs that any sweep of a study has, by key; one that was steered answers its own sweep alone."""
         run, event = schema.run.c, schema.event.c

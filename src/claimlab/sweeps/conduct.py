@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from claimlab.runner import provenance
+from claimlab.study import StudyError
 from claimlab.sweeps import engine as engines
 from claimlab.sweeps.book import Book, owner_here
 from claimlab.sweeps.child import Ended, Job, environment
@@ -42,8 +43,13 @@ def conduct(plan: Plan, book: Book, *, name: str = "", engine: str = "local", jo
     """
     name, owner = name or name_of(plan), owner_here()
     versions = provenance(plan.study)
+    engines.check(engine, jobs)
     book.enter(name, plan, versions)
-    executor = engines.make(engine, book, jobs)
+    try:
+        executor = engines.make(engine, book, jobs)
+    except StudyError:
+        book.forget(name)
+        raise
     try:
         book.drive(name, owner, engine)
         try:

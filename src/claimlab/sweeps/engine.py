@@ -9,6 +9,8 @@ from claimlab.study import StudyError
 from claimlab.sweeps.book import Book
 from claimlab.sweeps.child import Ended, Job
 
+REMOTE = "dask://"
+
 
 class Executor(Protocol):
     """An engine: it runs each job in a process of its own. A process that dies fails its own job and no other."""
@@ -32,17 +34,22 @@ class Executor(Protocol):
 
 def make(name: str, book: Book, jobs: int | None = None) -> Executor:
     """The engine `local`, `dask-local` or `dask://host:port`; StudyError where it cannot be used."""
-    if jobs is not None and jobs < 1:
-        raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
+    check(name, jobs)
     if name == "local":
         from claimlab.sweeps.local import Local
 
         return Local(book, jobs or cores())
-    if name == "dask-local" or name.startswith("dask://") and name.removeprefix("dask://"):
-        from claimlab.sweeps.cluster import Cluster
+    from claimlab.sweeps.cluster import Cluster
 
-        return Cluster(book, name.removeprefix("dask://") if name != "dask-local" else None, jobs or cores())
-    raise StudyError(f"engine = {name!r} is not allowed: local, dask-local, or dask://host:port")
+    return Cluster(book, name.removeprefix(REMOTE) if name.startswith(REMOTE) else None, jobs or cores())
+
+
+def check(name: str, jobs: int | None = None) -> None:
+    """StudyError for a name that is no engine's, or fewer than one run at a time."""
+    if jobs is not None and jobs < 1:
+        raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
+    if name not in ("local", "dask-local") and not (name.startswith(REMOTE) and name != REMOTE):
+        raise StudyError(f"engine = {name!r} is not allowed: local, dask-local, or dask://host:port")
 
 
 def cores() -> int:
