@@ -89,8 +89,9 @@ def show(book: Book, name: str) -> None:
     study, found = find(row["study"]), results.rows(book, name)
     done = sum(r["status"] == "finished" for r in found)
     OUT.print(f"[bold]{name}[/] {row['status']}: {done} of {len(found)} settings, {len(row['plan']['seeds'])} seeds each")
+    OUT.print(f"The space: {row['plan']['words']}.", markup=False)
     for claim in study.claims:
-        OUT.print("\n" + results.share(claim, found, row["plan"]).sentence, markup=False)
+        OUT.print("\n" + results.share(claim, found, row["plan"]).sentence.partition(" The space:")[0], markup=False)
         if top := results.best(claim, found):
             OUT.print(_best(study, claim.id, top, results.varied(study, found)))
     bad = [r for r in found if r["status"] not in ("finished", None)]
