@@ -11,7 +11,7 @@ from claimlab.study import PACKAGE, catalogue
 ROOT = PACKAGE.parent.parent
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if not {"studies", "parts"} & set(p.relative_to(PACKAGE).parts)]
 # what runs, reports and schedules studies has a budget of its own: no study stands on it
-OPERATIONS = {"commands", "exchange", "reports", "schedules", "sweeps"}
+OPERATIONS = {"admission.py", "commands", "exchange", "reports", "schedules", "sweeps"}
 UPPER = ("study", "notebook", "cells", "export", "runner", "engine", "job", "provenance", "cli", "console", "contract", "scaffold", "live",
          "experiment", "readme", "remote", "replay", "checkpoints", "steering", "verbs", "views", *OPERATIONS)  # fmt: skip
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from claimlab import cli, console, contract, live, readme, remote, runner, scaffold
+from claimlab import admission, cli, console, contract, live, readme, remote, runner, scaffold
 from claimlab import study as studies
 from claimlab.cells import stale, template
 from claimlab.ledger import Ledger
 from claimlab.params import KnobError
-from claimlab.reports import admission
 
 LIST_KEYS = {"slug", "title", "theme", "family", "year", "question", "claims", "knobs", "control"}
 CLAIM_KEYS = {"id", "text", "kind", "metric", "arm", "baseline", "better", "margin"}

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claimlab import runner
+from claimlab import admission, runner
 from claimlab.ledger import Ledger
 from claimlab.provenance import contents, provenance
-from claimlab.reports import admission, making, staleness, timing
+from claimlab.reports import making, staleness, timing
 
 LIGHT = (Path(__file__).parents[1] / "fixtures" / "light.py").read_text(encoding="utf-8")
 WITH_DATA = LIGHT.replace("class Old:", "import os\nFILE = os.environ.get('CLAIMLAB_DATA', '')\n\nclass Old:", 1)

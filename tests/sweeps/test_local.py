@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from claimlab import admission
 from claimlab.ledger import ENDED
 from claimlab.study import StudyError, find
 from claimlab.sweeps import conduct, local, plan, results, space
@@ -132,12 +133,13 @@ class Idle:
 def test_a_run_is_admitted_where_cores_and_memory_are_free(monkeypatch):
     pool = local.Local(None, jobs=3)
     here = {"free": 0, "held": 100 << 20}
-    monkeypatch.setattr(local, "free", lambda: here["free"])
-    monkeypatch.setattr(local, "resident", lambda pid: here["held"])
+    monkeypatch.setattr(admission, "free", lambda: here["free"])
+    monkeypatch.setattr(admission, "resident", lambda pid: here["held"])
     assert pool.room()  # one run is always tried
     pool.children = [Idle()]
     assert not pool.room()
-    here["free"] = local.SPARE + local.FIRST + (500 << 20)  # enough for one more, and for what the first will still take
+    # enough for one more, and for what the first will still take
+    here["free"] = admission.SPARE + 2 * admission.USUAL - here["held"]
     assert pool.room()
     here["free"] -= 1 << 20
     assert not pool.room()
@@ -145,9 +147,3 @@ def test_a_run_is_admitted_where_cores_and_memory_are_free(monkeypatch):
     assert pool.room()
     pool.children = [Idle()] * 3
     assert not pool.room()
-
-
-def test_free_memory_is_that_of_the_machine():
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    total = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemTotal"))
-    assert 0 < local.free() <= total and local.resident(os.getpid()) > 1 << 20

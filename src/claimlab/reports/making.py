@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from claimlab import export
-from claimlab.reports import admission, planning, timing, writing
+from claimlab import admission, export
 from claimlab.reports import document as documents
+from claimlab.reports import planning, timing, writing
 from claimlab.reports.planning import Choice, Entry, Item
 from claimlab.reports.running import Hands
 from claimlab.study import StudyError

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from claimlab import export, runner
+from claimlab import admission, export, runner
 from claimlab.params import KnobError
-from claimlab.reports import admission, staleness, timing
+from claimlab.reports import staleness, timing
 from claimlab.study import Study, StudyError, catalogue, find
 
 FINISHED = 100  # earlier runs of a study that are looked through

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from claimlab import job, runner
+from claimlab import admission, job, runner
 from claimlab.params import KnobError
-from claimlab.reports import admission
 from claimlab.reports.planning import Entry, Item
 from claimlab.study import StudyError
 

@@ -17,6 +17,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from claimlab import admission
 from claimlab import study as studies
 from claimlab.ledger import home
 from claimlab.sweeps.book import Book
@@ -139,7 +140,7 @@ class Child:
 
     def look(self) -> None:
         """Remember the largest memory, and kill what was asked to stop and has not."""
-        self.memory = max(self.memory, resident(self.process.pid))
+        self.memory = max(self.memory, admission.resident(self.process.pid))
         if self.until is not None and time.monotonic() > self.until:
             self.process.kill()
 
@@ -172,18 +173,3 @@ def context() -> Any:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["claimlab.sweeps.preloaded"])
     return found
-
-
-def resident(pid: int | None) -> int:
-    """Memory that a process holds now, in bytes; 0 where that cannot be told."""
-    try:
-        import psutil
-    except ImportError:
-        try:
-            return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError):
-            return 0
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
+from claimlab import admission
 from claimlab.study import StudyError
 from claimlab.sweeps.book import Book
 from claimlab.sweeps.child import Ended, Job
@@ -38,10 +38,10 @@ def make(name: str, book: Book, jobs: int | None = None) -> Executor:
     if name == "local":
         from claimlab.sweeps.local import Local
 
-        return Local(book, jobs or cores())
+        return Local(book, jobs or admission.cores())
     from claimlab.sweeps.cluster import Cluster
 
-    return Cluster(book, name.removeprefix(REMOTE) if name.startswith(REMOTE) else None, jobs or cores())
+    return Cluster(book, name.removeprefix(REMOTE) if name.startswith(REMOTE) else None, jobs or admission.cores())
 
 
 def check(name: str, jobs: int | None = None) -> None:
@@ -50,8 +50,3 @@ def check(name: str, jobs: int | None = None) -> None:
         raise StudyError(f"jobs = {jobs} is not allowed: it must be at least 1")
     if name not in ("local", "dask-local") and not (name.startswith(REMOTE) and name != REMOTE):
         raise StudyError(f"engine = {name!r} is not allowed: local, dask-local, or dask://host:port")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
