@@ -153,36 +153,46 @@ def _plugged() -> tuple[list[Path], list[Study]]:
 
 def catalogue() -> list[Study]:
     """All studies, sorted by slug; broken ones are included with their reason."""
-    found: dict[str, Study] = {}
+    known, broken = _files()
+    found = [read(path, family) for path, family in known.values()] + broken
+    return sorted(found, key=lambda s: s.slug)
+
+
+def _files() -> tuple[dict[str, tuple[Path, str]], list[Study]]:
+    """File and family of every study by slug, unread; and a broken study for each place that is named and not there."""
+    found: dict[str, tuple[Path, str]] = {}
     plugged, nowhere = _plugged()
     for folder in [PACKAGE / "studies", *_own(), *plugged]:
         for path in sorted(folder.rglob("*.py")):
-            if path.name.startswith(("_", "test_")) or "__pycache__" in path.parts:
-                continue
-            one = read(path, family=path.parent.name if path.parent != folder else "own")
-            found.setdefault(one.slug, one)
+            if not path.name.startswith(("_", "test_")) and "__pycache__" not in path.parts:
+                found.setdefault(_slug(path.stem), (path, path.parent.name if path.parent != folder else "own"))
     absent = [Study(p.name.lower(), "own", p, f"CLAIMLAB_STUDIES names {p}, which is not a folder") for p in _own() if not p.is_dir()]
-    for one in [*absent, *nowhere]:
-        found.setdefault(one.slug, one)
-    return sorted(found.values(), key=lambda s: s.slug)
+    broken = {one.slug: one for one in reversed([*absent, *nowhere]) if one.slug not in found}
+    return found, list(broken.values())
+
+
+def _slug(stem: str) -> str:
+    return stem.replace("_", "-")
 
 
 def find(slug: str) -> Study:
     """The study of that name (hyphens or underscores); StudyError gives the nearest names, or why it is broken."""
-    wanted = slug.replace("_", "-").lower()
-    studies = {s.slug: s for s in catalogue()}
-    if wanted not in studies:
-        near = difflib.get_close_matches(wanted, studies, n=3, cutoff=0.3)
+    wanted = _slug(slug).lower()
+    known, broken = _files()
+    nowhere = {one.slug: one for one in broken}
+    if wanted not in known and wanted not in nowhere:
+        near = difflib.get_close_matches(wanted, [*known, *nowhere], n=3, cutoff=0.3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise StudyError(f"there is no study {slug!r}{hint}")
-    if studies[wanted].broken:
-        raise StudyError(f"the study {wanted} is broken: {studies[wanted].broken}")
-    return studies[wanted]
+    one = read(*known[wanted]) if wanted in known else nowhere[wanted]
+    if one.broken:
+        raise StudyError(f"the study {wanted} is broken: {one.broken}")
+    return one
 
 
 def read(path: Path, family: str) -> Study:
     """Read the declarations of one study file without importing it."""
-    slug = path.stem.replace("_", "-")
+    slug = _slug(path.stem)
     try:
         declared = declarations.read(path)
         declarations.validate(declared)
