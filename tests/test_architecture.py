@@ -73,6 +73,17 @@ def test_every_public_name_in_parts_has_two_importing_studies():
             assert len(users.get((path.stem, name), ())) >= 2, f"{path.stem}.{name} has fewer than two importing studies"
 
 
+def test_no_two_studies_share_a_file_of_their_own():
+    owners: dict[Path, list[str]] = {}
+    for study in catalogue():
+        if study.path.is_relative_to(PACKAGE):
+            for path in contract.parts(study):
+                owners.setdefault(path, []).append(study.slug)
+    assert {path.name: users for path, users in owners.items() if len(users) > 1} == {}
+    nobody = {path for path in (PACKAGE / "studies").rglob("_*.py") if path.name != "__init__.py"} - set(owners)
+    assert nobody == set(), "no study imports these"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "dashboard").rglob("*.py")), ids=lambda p: p.name)
 def test_the_dashboard_names_no_study(path):
     text = path.read_text(encoding="utf-8")

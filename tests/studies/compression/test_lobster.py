@@ -12,8 +12,8 @@ from torch.nn.functional import conv2d, cross_entropy, linear, max_pool2d
 from torch.nn.utils import prune
 
 from claimlab import study
+from claimlab.data import idx as files
 from claimlab.experiment import Experiment
-from claimlab.studies.compression import _lobster_data as files
 from claimlab.studies.compression import _lobster_method as method
 from claimlab.training import Run
 
@@ -392,7 +392,7 @@ def good(n=600):
 def test_own_idx_files(tmp_path, zipped, monkeypatch):
     x, y = good()
     write(tmp_path, x, y, zipped=zipped)
-    found, labels = files.own(str(tmp_path))
+    found, labels = files.idx_folder(str(tmp_path))
     assert np.array_equal(np.round(found * 255), x) and np.array_equal(labels, y)
     monkeypatch.setenv("CLAIMLAB_DATA", str(tmp_path))
     run = run_of("lobster", 2, images="mnist")
@@ -416,14 +416,14 @@ def test_idx_files_that_do_not_fit_are_refused(tmp_path, change, words):
     x, y = good()
     write(tmp_path, **{"x": x, "y": y, **change})
     with pytest.raises(ValueError, match=f"(?s)idx.*{words}"):
-        files.own(str(tmp_path))
+        files.idx_folder(str(tmp_path))
 
 
 def test_broken_and_absent_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no file"):
-        files.own(str(tmp_path))
+        files.idx_folder(str(tmp_path))
     with pytest.raises(ValueError, match="not a folder"):
-        files.own(str(tmp_path / "none"))
+        files.idx_folder(str(tmp_path / "none"))
     for name, raw, words in (("a", b"\0\0", "less than the head"), ("b", struct.pack(">2I", 2049, 9) + b"12", "promises 9 bytes"),
                              ("c.gz", b"no gzip", "gzip")):  # fmt: skip
         (tmp_path / name).write_bytes(raw)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.idx import idx_folder
 from claimlab.data.own import own_images
-from claimlab.studies.compression._lobster_data import own as idx_folder
 
 
 @lru_cache(maxsize=2)
