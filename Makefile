@@ -14,7 +14,7 @@ run: install ## three quick studies judged, a report, and the dashboard until Ct
 
 test: install-test browser postgresql ## install what tests need and run them all
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not browser" -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "not browser" -n 3 --dist worksteal
 	$(BIN)/python -m pytest -m browser
 
 lab: install ## JupyterLab on the notebooks

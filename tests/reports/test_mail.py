@@ -103,7 +103,8 @@ def test_a_server_that_asks_for_a_password_is_given_it(monkeypatch, tmp_path):
         assert "535" in mail.try_send(mail.settings([]), message, ["ann@example.org"])
     finally:
         server.stop()
-    assert seen == [(b"lab", b"open sesame"), (b"lab", b"wrong")] and len(box.letters) == 1
+    # what is refused is offered again by each mechanism that the server knows
+    assert seen[0] == (b"lab", b"open sesame") and set(seen[1:]) == {(b"lab", b"wrong")} and len(box.letters) == 1
 
 
 @pytest.mark.parametrize(
