@@ -21,6 +21,7 @@ from claimlab.reports import planning, timing, writing
 from claimlab.reports.planning import Choice, Entry, Item
 from claimlab.reports.running import Hands
 from claimlab.study import StudyError
+from claimlab.sweeps.tuning import tuned_equally
 
 NOTE = "unfinished.json"
 MEMORY = 7 * 86_400.0  # seconds after which a report that never came to its end is begun anew
@@ -158,6 +159,7 @@ def page(entry: Entry, profile: str, folder: Path, single_file: bool) -> None:
     """Write the page of a study: its executed notebook with the verdicts, and those under the control, at its head."""
     main, study = entry.outcome, entry.study
     facts = [f"run {main.run}", f"profile {profile}", f"{main.params.get('seeds')} seeds", f"{main.seconds:.0f} s"]
+    facts.append(f"tuned equally: {tuned_equally(study).word}")
     if entry.control is not None and entry.control.outcome is not None:
         settings = ", ".join(f"{k} = {v}" for k, v in study.control.set.items())
         facts.append(f"negative control with {settings}: {study.control.why}")
