@@ -14,8 +14,8 @@ run: install ## three quick studies judged, a report, and the dashboard until Ct
 
 test: install-test browser postgresql ## install what tests need and run them all
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not browser" -n 3 --dist worksteal
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest --ignore tests/e2e -n 3 --dist worksteal
+	$(BIN)/python -m pytest tests/e2e
 
 lab: install ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
