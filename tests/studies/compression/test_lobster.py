@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from claimlab import study
 from claimlab.data import idx as files
 from claimlab.experiment import Experiment
+from claimlab.studies.compression import _lobster_data as splits
 from claimlab.studies.compression import _lobster_method as method
 from claimlab.training import Run
 
@@ -370,12 +371,12 @@ def test_control_keeps_the_spread_and_the_claim_does_not_hold():
 
 
 def test_split_is_disjoint_stratified_and_of_the_seed():
-    parts = files.split(1000, "digits")
+    parts = splits.split(1000, "digits")
     rows = np.concatenate([x.numpy() for x, _ in parts])
     assert [len(x) for x, _ in parts] == [1078, 359, 360] and len(np.unique(rows, axis=0)) == 1797
     shares = [np.bincount(y, minlength=10) / len(y) for _, y in parts]
     assert np.abs(shares[1] - shares[0]).max() < 0.01
-    assert not torch.equal(files.split(1001, "digits")[0][0], parts[0][0])
+    assert not torch.equal(splits.split(1001, "digits")[0][0], parts[0][0])
 
 
 def write(folder, x, y, images=2051, labels=2049, zipped=False):
