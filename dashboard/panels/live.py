@@ -80,7 +80,7 @@ def _draw(study: Study, run: str, going: bool, places: tuple, picked: list[str],
         left, right = st.columns([3, 2])
         with left:
             curves(study, seen, picked, columns=1)
-        with right:
+        with right, st.container(key="picture"):
             views.show(seen.row, choice)
 
 

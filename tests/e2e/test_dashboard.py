@@ -73,7 +73,7 @@ def test_a_run_survives_reload_and_restart_of_the_server_and_can_be_stopped(home
         page.get_by_role("button", name="Stop run").click()
         assert ended(run)["status"] == "stopped"
         page.get_by_text("stopped", exact=True).wait_for()
-        assert page.locator(".js-plotly-plot").count() >= 1
+        page.locator(".js-plotly-plot").first.wait_for()
         page.goto(f"{address}/study?study={SLUG}")
         page.get_by_text("Past runs").click()
         page.get_by_test_id("stDataFrame").wait_for()
