@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad_and_value, vmap
 
 from claimlab import data
 from claimlab.models import mlp
@@ -72,6 +73,34 @@ class Game(Task):
 
     def deceive(self, net, real, z):
         return -net["critic"](net["generator"](z)).mean()
+
+
+class Private(Digits):
+    """Gradients of each example, clipped, summed, and disturbed by noise that comes in with the batch; rows kept at length 1."""
+
+    def init(self):
+        return nn.Sequential(nn.Linear(64, 16, bias=False), nn.Tanh(), nn.Linear(16, 10, bias=False))
+
+    def optimizer(self, groups):
+        return torch.optim.SGD(groups)
+
+    def block(self, net, rng, step, n):
+        x, y = super().block(net, rng, step, n)
+        return x, y, self.p.noise * torch.randn(n, 16, 64, generator=rng)
+
+    def gradients(self, net, x, y, noise):
+        named = dict(net.named_parameters())
+
+        def one(named, x, y):
+            return self.loss(lambda x: functional_call(net, named, (x,)), x[None], y[None])
+
+        each, losses = vmap(grad_and_value(one), (None, 0, 0))(named, x, y)
+        norm = sum(g.flatten(1).square().sum(1) for g in each.values()).sqrt()
+        kept = {name: torch.einsum("b,b...->...", (0.5 / norm).clamp(max=1), g) for name, g in each.items()}
+        return losses.mean(), kept | {"0.weight": kept["0.weight"] + noise}
+
+    def project(self, net):
+        return {"0.weight": nn.functional.normalize(net[0].weight, dim=1)}
 
 
 class Clipped(Digits):
@@ -408,3 +437,51 @@ def test_resume_is_exact_across_a_border(at):
     list(resumed)
     assert_same(whole, resumed)
     assert resumed.budget["samples"] == whole.budget["samples"]
+
+
+# ---- gradients that a task computes itself, and projections
+
+
+def test_clipped_gradients_and_a_projection_are_those_of_a_plain_loop():
+    run = Run(Private(P(steps=5, noise=0.1)), [3], stacked=False)
+    net, bound, rng = copy.deepcopy(run.members[0]), run.tasks[0], copy.deepcopy(run.rngs[0])
+    x, y, noise = bound.block(net, rng, 0, bound.ahead)
+    for k in range(5):
+        total = [torch.zeros_like(w) for w in net.parameters()]
+        for i in range(16):
+            found = torch.autograd.grad(nn.functional.cross_entropy(net(x[k, i : i + 1]), y[k, i : i + 1]), list(net.parameters()))
+            factor = min(1.0, 0.5 / float(torch.cat([g.flatten() for g in found]).norm()))
+            total = [t + factor * g for t, g in zip(total, found, strict=True)]
+        with torch.no_grad():
+            net[0].weight -= Private.lr * (total[0] + noise[k])
+            net[2].weight -= Private.lr * total[1]
+            net[0].weight /= net[0].weight.norm(dim=1, keepdim=True)
+    for _ in run:
+        pass
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(net.parameters(), run.members[0].parameters(), strict=True))
+
+
+def test_given_gradients_and_projections_are_the_same_stacked_and_after_a_rollback():
+    loop, stacked = (Run(Private(P(steps=30)), [0, 1, 2], stacked=how) for how in (False, True))
+    for run in (loop, stacked):
+        for _ in run:
+            pass
+    for a, b in zip(loop.members, stacked.members, strict=True):
+        assert torch.allclose(a[0].weight, b[0].weight, atol=1e-5) and torch.allclose(a[2].weight, b[2].weight, atol=1e-5)
+        assert torch.allclose(b[0].weight.norm(dim=1), torch.ones(16))
+    assert torch.allclose(loop.losses, stacked.losses, atol=1e-5)
+    before = [m[0].weight.clone() for m in stacked.members]
+    stacked.rollback(10)
+    for _ in stacked:
+        pass
+    assert all(torch.equal(m[0].weight, w) for m, w in zip(stacked.members, before, strict=True))
+
+
+def test_a_frozen_weight_is_neither_moved_nor_projected():
+    run = Run(Private(P(steps=3)), [0, 1], stacked=True)
+    for ensemble in run.ensembles:
+        ensemble.frozen = {"0.weight"}
+    before, other = run.members[1][0].weight.clone(), run.members[1][2].weight.clone()
+    for _ in run:
+        pass
+    assert torch.equal(run.members[1][0].weight, before) and not torch.equal(run.members[1][2].weight, other)

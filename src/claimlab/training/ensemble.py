@@ -27,7 +27,8 @@ class Ensemble:
             self.skeleton = copy.deepcopy(members[0]).to("meta")
             self.leaves, self.constants = _stack(members)
             self.names = {id(leaf): name for name, leaf in self.leaves.items()}
-            self.programs = {name: _Loss(self.skeleton, loss) for name, loss in self.losses.items()}
+            self.programs = {name: _Program(self.skeleton, task.gradients or loss) for name, loss in self.losses.items()}
+            self.projection = _Program(self.skeleton, task.project)
         self.optimizers = {name: self._optimizers(name) for name in self.losses}
 
     def _optimizers(self, player: str) -> list[tuple[torch.optim.Optimizer, list[int]]]:
@@ -74,29 +75,52 @@ class Ensemble:
             move = self._move_stacked if self.stacked else self._move_loop
             losses = move(player, loss, batch)
             total = losses if total is None else total + losses
+        if self.task.project:
+            self._project()
         return total
 
     def _move_stacked(self, player, loss, batch) -> Tensor:
         ((optimizer, _),) = self.optimizers[player]
-
-        def one(leaves, constants, *sample):
-            return functional_call(self.programs[player], _prefixed(leaves, constants), sample)
-
-        losses = vmap(one)(self.leaves, self.constants, *batch)
         moved = [leaf for group in optimizer.param_groups for leaf in group["params"]]
-        for leaf, gradient in zip(moved, torch.autograd.grad(losses.sum(), moved, allow_unused=True), strict=True):
+        if self.task.gradients:
+            with torch.no_grad():
+                losses, named = self._every(self.programs[player], *batch)
+            found = [named.get(self.names[id(leaf)]) for leaf in moved]
+        else:
+            losses = self._every(self.programs[player], *batch)
+            found = torch.autograd.grad(losses.sum(), moved, allow_unused=True)
+        for leaf, gradient in zip(moved, found, strict=True):
             held = gradient is None or self.names[id(leaf)] in self.frozen  # an optimiser passes over what has no gradient
             # the fused optimisers read storage in order and take no notice of strides
             leaf.grad = None if held else gradient.contiguous()
         optimizer.step()
         return losses.detach()
 
+    def _every(self, program: _Program, *batch: Tensor) -> Any:
+        """What `program` gives for each member on its batch, stacked."""
+
+        def one(leaves, constants, *sample):
+            return functional_call(program, _prefixed(leaves, constants), sample)
+
+        return vmap(one)(self.leaves, self.constants, *batch)
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        every = [(self.leaves | self.constants, self._every(self.projection))] if self.stacked else [
+            (m.state_dict(keep_vars=True), self.task.project(m)) for m in self.members]  # fmt: skip
+        for held, found in every:
+            for name in found.keys() - self.frozen:
+                held[name].copy_(found[name])
+
     def _move_loop(self, player, loss, batch) -> Tensor:
         losses = [torch.empty(())] * len(self.members)
 
         def evaluate(i: int) -> Tensor:
-            losses[i] = loss(self.members[i], *batch[i])
-            losses[i].backward(inputs=owned[i])
+            if self.task.gradients:
+                losses[i] = self._given(self.members[i], batch[i])
+            else:
+                losses[i] = loss(self.members[i], *batch[i])
+                losses[i].backward(inputs=owned[i])
             for name in self.frozen:
                 self.members[i].get_parameter(name).grad = None
             return losses[i]
@@ -111,6 +135,14 @@ class Ensemble:
             else:  # a closure, so that L-BFGS and SAM can evaluate again
                 optimizer.step(lambda o=optimizer, i=owners[0]: (o.zero_grad(), evaluate(i))[1])
         return torch.stack([one.detach() for one in losses])
+
+    @torch.no_grad()
+    def _given(self, member: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """Write the gradients that the task computes itself; the loss."""
+        loss, named = self.task.gradients(member, *batch)
+        for name, gradient in named.items():
+            member.get_parameter(name).grad = gradient
+        return loss
 
     def tensors(self, name: str) -> list[Tensor]:
         """What the optimisers know as the parameter `name`: its stack, or one tensor a member."""
@@ -142,15 +174,15 @@ class Ensemble:
                 optimizer.load_state_dict(copy.deepcopy(saved))
 
 
-class _Loss(nn.Module):
-    """Gives functional_call a module to call, so that players may use submodules of `net` directly."""
+class _Program(nn.Module):
+    """Gives functional_call a module to call, so that what a task computes may use submodules of `net` directly."""
 
-    def __init__(self, net: nn.Module, loss):
+    def __init__(self, net: nn.Module, compute):
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net, self.compute = net, compute
 
     def forward(self, *sample):
-        return self.loss(self.net, *sample)
+        return self.compute(self.net, *sample)
 
 
 def _prefixed(*named: dict[str, Tensor]) -> dict[str, Tensor]:

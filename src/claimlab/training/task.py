@@ -76,6 +76,13 @@ class Task:
         """Scalar loss of one member on its batch."""
         raise NotImplementedError
 
+    # Overridden where a step needs more than autograd of `loss`, as functions of their tensors alone, so that they can be
+    # vectorised over members: `gradients(net, *batch)` gives the loss and the gradient by parameter name (clipping, private
+    # noise, closed forms; what is random comes in through the batch), `project(net)` the new values by parameter name after
+    # each optimiser step (constraints).
+    gradients: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None
+    project: Callable[[nn.Module], dict[str, Tensor]] | None = None
+
     def players(self) -> Mapping[str, Callable[..., Tensor]]:
         """Losses by the submodule that each one moves, in order; '' is the whole net."""
         return {"": self.loss}
