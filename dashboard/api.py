@@ -24,9 +24,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from claimlab import remote
-from claimlab.cli import finite
 from claimlab.ledger import ENDED, STATUSES, Ledger, LedgerError, home
 from claimlab.params import KnobError
+from claimlab.strict import finite
 from claimlab.study import StudyError
 
 RUN = re.compile(r"[a-z0-9-]{1,80}")

@@ -12,8 +12,8 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
-from claimlab.cli import finite
 from claimlab.ledger import ENDED, Ledger, LedgerError
+from claimlab.strict import finite
 
 POINT = ("id", "arm", "seed", "step", "metric", "value")
 PACE = 0.25  # seconds between two looks at the ledger

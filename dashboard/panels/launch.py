@@ -81,10 +81,7 @@ def _spawn(run: str, words: list[str], log: str, book: Ledger) -> subprocess.Pop
 
 def environment(book: Ledger) -> dict[str, str]:
     """How the child finds the same ledger, home of runs and studies."""
-    own = os.pathsep.join(str(folder.resolve()) for folder in study.folders()[1:])
-    paths = [str(study.PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "CLAIMLAB_HOME": str(ledgers.home()), "CLAIMLAB_LEDGER": book.url, "CLAIMLAB_STUDIES": own,
-            "CLAIMLAB_ROOT": str(study.root()), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}  # fmt: skip
+    return {**os.environ, **study.surroundings(ledgers.home(), book.url), **study.importable()}
 
 
 def settle(book: Ledger) -> None:

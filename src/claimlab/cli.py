@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from claimlab import commands as found_by_file
 from claimlab import remote
 from claimlab import study as studies
 from claimlab.params import PROFILES, KnobError, pairs
+from claimlab.strict import finite
 from claimlab.study import StudyError
 
 
@@ -107,15 +107,6 @@ def _add_run(one: argparse.ArgumentParser) -> None:
 
 
 # ---- reading
-
-
-def finite(value: Any) -> Any:
-    """The same value for strict JSON: a number that is not finite, which JSON does not have, becomes null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tell(found: Any, indent: int | None = 1) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from claimlab.study import PACKAGE, Study, folders, root
+from claimlab.study import Study, importable, surroundings
 
 Progress = Callable[[int, int, str], None]
 POLL = 0.3
@@ -96,13 +96,8 @@ def mend(job: Job) -> None:
 
 def kernel_environment(job: Job) -> dict[str, str]:
     """How the kernel learns its run, and finds this package, the studies and the ledger from whatever folder it works in."""
-    own = [str(p.resolve()) for p in folders()[1:]]
-    paths = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
-        **os.environ, "CLAIMLAB_RUN": job.run, "CLAIMLAB_HOME": str(job.folder.parent), "CLAIMLAB_LEDGER": job.ledger.url,
-        "CLAIMLAB_ROOT": str(root().resolve()), "CLAIMLAB_STUDIES": os.pathsep.join(own),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }  # fmt: skip
+    known = surroundings(job.folder.parent, job.ledger.url)
+    return {**os.environ, **known, **importable(), "CLAIMLAB_RUN": job.run, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 class Pulse:

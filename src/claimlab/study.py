@@ -151,6 +151,18 @@ def _plugged() -> tuple[list[Path], list[Study]]:
     return found, broken
 
 
+def surroundings(home: Path | str, ledger: str) -> dict[str, str]:
+    """Variables by which another process finds the same home of runs, ledger (its URL) and studies."""
+    own = os.pathsep.join(str(folder.resolve()) for folder in folders()[1:])
+    return {"CLAIMLAB_HOME": str(home), "CLAIMLAB_LEDGER": ledger, "CLAIMLAB_STUDIES": own, "CLAIMLAB_ROOT": str(root().resolve())}
+
+
+def importable() -> dict[str, str]:
+    """The variable by which another process of this machine imports this package, from whatever folder it works in."""
+    paths = [str(PACKAGE.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
 def catalogue() -> list[Study]:
     """All studies, sorted by slug; broken ones are included with their reason."""
     known, broken = _files()
@@ -235,5 +247,5 @@ def load(study: Study) -> ModuleType:
 
 __all__ = [
     "FAMILIES", "NAMES", "PACKAGE", "THEMES", "Control", "Paper", "Study", "StudyError", "Trial", "beside", "catalogue", "find",
-    "folders", "load", "parse", "root",
+    "folders", "importable", "load", "parse", "root", "surroundings",
 ]  # fmt: skip

@@ -29,8 +29,8 @@ class Watching(Database):
         table, now = schema.run, time.time()
         late = table.c.status.in_(ALIVE) & (table.c.heartbeat < now - min(older, BEAT))
         rows = self._rows(select(table.c.id, table.c.heartbeat, table.c.pid).where(table.c.status.in_(ALIVE)))
-        dead = {row["pid"] for row in rows if row["pid"] in self._living and not _lives(row["pid"])}
-        self._living = {row["pid"] for row in rows if row["pid"] and _lives(row["pid"])}
+        dead = {row["pid"] for row in rows if row["pid"] in self._living and not lives(row["pid"])}
+        self._living = {row["pid"] for row in rows if row["pid"] and lives(row["pid"])}
         silent = [row["id"] for row in rows if row["heartbeat"] < now - older]
         died = [row["id"] for row in rows if row["pid"] in dead and row["id"] not in silent]
         for ids, reason in ((silent, f"no sign of life for {older:g} s: the process has died or the machine slept"),
@@ -68,7 +68,8 @@ class Watching(Database):
             connection.execute(update(schema.view).where(schema.view.c.id == picture).values(**drawn))
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether a process of this machine has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

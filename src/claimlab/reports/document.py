@@ -6,7 +6,6 @@ Its form is that of `templates/report.schema.json`; SCHEMA is raised when a read
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any
 from claimlab import __version__
 from claimlab.reports import staleness
 from claimlab.reports.planning import Entry
+from claimlab.strict import finite
 
 SCHEMA = 1
 NAME = "report.json"
@@ -119,15 +119,6 @@ def stamp(moment: float) -> str:
 def moment(stamp: str) -> float:
     """The time that `stamp` wrote, in seconds since 1970."""
     return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S%z").timestamp()
-
-
-def finite(value: Any) -> Any:
-    """The same for strict JSON: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> dict[str, Any] | None:

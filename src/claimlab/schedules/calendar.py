@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from claimlab import schema
 from claimlab.ledger import Ledger, LedgerError
+from claimlab.watching import lives
 
 BEAT = 3.0  # seconds between two signs of life of a firing, and of a scheduler
 LATE = 30.0  # seconds after which a firing without one is lost
@@ -110,12 +111,4 @@ def owner() -> str:
 def _died(name: str) -> bool:
     """Whether a process of this machine has ended; of others nothing can be said."""
     host, _, number = name.rpartition(":")
-    if host != socket.gethostname()[:80]:
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    return host == socket.gethostname()[:80] and not lives(int(number))

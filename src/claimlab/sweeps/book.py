@@ -16,6 +16,7 @@ from claimlab.ledger import ENDED, Ledger
 from claimlab.study import StudyError
 from claimlab.sweeps.plan import Plan
 from claimlab.verbs import CHANGES
+from claimlab.watching import lives
 
 SILENCE = 15.0  # seconds without a sign of life after which nobody drives a sweep any more
 GOING = "running"
@@ -165,13 +166,8 @@ def owner_here() -> str:
 def _drives(row: dict[str, Any]) -> bool:
     """Whether the driver of a sweep lives: by its process on this machine, by its last sign of life on another one."""
     host, pid = (row["owner"] or "::").split(":")[:2]
-    if host == socket.gethostname()[:40] and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            pass
+    if host == socket.gethostname()[:40] and pid.isdigit() and not lives(int(pid)):
+        return False
     return time.time() - (row["heartbeat"] or 0.0) < SILENCE
 
 

@@ -53,12 +53,6 @@ class Ended:
     memory: int = 0
 
 
-def environment(book: Book) -> dict[str, str]:
-    """How a run elsewhere finds the same ledger, home of runs and studies."""
-    own = os.pathsep.join(str(folder.resolve()) for folder in studies.folders()[1:])
-    return {"CLAIMLAB_HOME": str(home()), "CLAIMLAB_LEDGER": book.url, "CLAIMLAB_STUDIES": own, "CLAIMLAB_ROOT": str(studies.root())}
-
-
 # ---- in the process
 
 

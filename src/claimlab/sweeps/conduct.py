@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from claimlab.ledger import home
 from claimlab.runner import provenance
-from claimlab.study import StudyError
+from claimlab.study import StudyError, surroundings
 from claimlab.sweeps import engine as engines
 from claimlab.sweeps.book import Book, owner_here
-from claimlab.sweeps.child import Ended, Job, environment
+from claimlab.sweeps.child import Ended, Job
 from claimlab.sweeps.plan import Plan
 
 BEAT = 1.0  # seconds
@@ -71,12 +72,12 @@ def _drive(plan: Plan, book: Book, name: str, owner: str, executor: engines.Exec
     going, failed, before = set(), [], len(points) - sum(p["status"] != "finished" for p in points)
     tell = told or (lambda *_: None)
     tell(_tally(book, name, "running", before), None)
-    surroundings, threads = environment(book), int(os.environ.get("OMP_NUM_THREADS") or 1)
+    around, threads = surroundings(home(), book.url), int(os.environ.get("OMP_NUM_THREADS") or 1)
     while todo or going:
         while todo and executor.room():
             point = todo.pop(0)
             executor.start(Job(name, owner, point["key"], plan.study.slug, point["params"], plan.profile, plan.seeds, versions,
-                               plan.judged, surroundings, threads))  # fmt: skip
+                               plan.judged, around, threads))  # fmt: skip
             going.add(point["key"])
         for one in executor.ended(BEAT):
             going.discard(one.key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob
+from claimlab.parts.threads import one_thread
 from claimlab.studies.robustness import _spca_robustness_attacks as attacks
 from claimlab.studies.robustness import _spca_robustness_method as fronts
 from claimlab.studies.robustness._spca_robustness_data import Pictures, load
@@ -124,17 +124,6 @@ def front_end(front: str, scaled: bool, seed: int, p: Params) -> tuple[Tensor, T
 
 
 # ---- the attacker
-
-
-@contextmanager
-def one_thread():
-    """Steps on a few hundred small images cost less than it costs to hand them out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def attacker(name: str, norm: str, p: Params, rng: torch.Generator):

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from claimlab.models import mlp
+from claimlab.parts.threads import one_thread
 from claimlab.studies.training import _interactive_training_data as data
 from claimlab.studies.training import _interactive_training_method as method
 from claimlab.training import Run, Task
@@ -62,17 +62,6 @@ class Transformer(nn.Module):
         for block in self.blocks:
             h = block(h, self.mask)
         return self.head(self.norm(h))
-
-
-@contextmanager
-def one_thread():
-    """Torch on one thread: for tensors as small as these a second one gains little, and beside other work it loses much."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)
