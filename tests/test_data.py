@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from claimlab import data
+from claimlab.data import text
 from claimlab.data.drawing import drawn
 
 
@@ -63,3 +66,40 @@ def test_where_and_how_large_one_draws_makes_no_difference():
 def test_what_is_no_drawing_is_refused(rows):
     with pytest.raises(ValueError, match="rows of numbers in"):
         drawn(rows, 8)
+
+
+def test_the_help_topics_are_one_text_and_say_nothing_twice():
+    from pydoc_data.topics import topics as found
+
+    whole, once = text.topics(repeats=True), text.topics()
+    assert all(topic in whole for topic in found.values()) and len(once) < len(whole)
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", once)]
+    assert len(set(paragraphs)) == len(paragraphs) and {c for p in paragraphs for c in p} <= set(whole) | {" "}
+
+
+def test_windows_of_a_text_run_evenly_from_its_start_to_its_end():
+    found = text.windows(torch.arange(1000), 5, 100)
+    assert found[:, 0].tolist() == [0, 225, 450, 675, 900] and (found[:, -1] - found[:, 0] == 99).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"abc", "3 bytes; .* more than 10"),
+        (b"ab" * 20 + b"\xff", "not UTF-8: byte 40"),
+        (b"a\0" * 20, "zero bytes"),
+        (b"ab" * 20, "2 distinct characters; between 3 and 5"),
+        (b"abcdef" * 20, "6 distinct characters; between 3 and 5"),
+        (None, "not a file"),
+    ],
+)
+def test_a_text_that_can_not_be_modelled_is_refused(tmp_path, raw, words):
+    if raw is not None:
+        (tmp_path / "mine.txt").write_bytes(raw)
+    with pytest.raises(ValueError, match=f"mine.txt.*{words}"):
+        text.own_text(tmp_path / "mine.txt", least=10, kinds=(3, 5))
+
+
+def test_a_text_is_read_without_its_mark_and_with_plain_line_ends(tmp_path):
+    (tmp_path / "mine.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n" * 1)
+    assert text.own_text(tmp_path / "mine.txt", least=5) == "one\ntwo\n"

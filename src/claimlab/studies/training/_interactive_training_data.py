@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.text import own_text, topics
+from claimlab.data.text import windows as spaced
 
 CONTEXT = 32  # characters that the model reads
-LEAST = 200_000  # bytes of a text of one's own
 SHARES = {"first": 0.425, "second": 0.425, "seen": 0.05, "judged": 0.10}  # by position in the text
 RECORDED = Path(__file__).with_name("_interactive_training_expert.json")
 
@@ -42,44 +43,14 @@ class Corpus:
 @lru_cache(maxsize=2)
 def corpus(path: str = "", looked: int = 128, judged: int = 256) -> Corpus:
     """Python's own help topics, or the text file `path`; ValueError where that file does not serve."""
-    text = own_text(path) if path else _topics()
+    text = own_text(path) if path else topics(repeats=True)
     letters = "".join(sorted(set(text)))
     place = {c: k for k, c in enumerate(letters)}
     whole = torch.tensor([place[c] for c in text])
     ends = [round(len(text) * share) for share in np.cumsum(list(SHARES.values()))]
     parts = dict(zip(SHARES, torch.tensor_split(whole, ends[:-1]), strict=True))
-    windows = {name: _spaced(parts[name], count) for name, count in (("seen", looked), ("judged", judged))}
+    windows = {name: spaced(parts[name], count, CONTEXT + 1) for name, count in (("seen", looked), ("judged", judged))}
     return Corpus(letters, parts, windows)
-
-
-def _topics() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[name] for name in sorted(topics))
-
-
-def _spaced(part: Tensor, count: int) -> Tensor:
-    starts = torch.linspace(0, len(part) - CONTEXT - 1, count).long()
-    return part[starts[:, None] + torch.arange(CONTEXT + 1)]
-
-
-def own_text(path: str | Path) -> str:
-    """A UTF-8 text of more than 200 kB. ValueError names the file and what is wrong with it."""
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file; the text to train on is a UTF-8 text file")
-    raw = file.read_bytes()
-    if len(raw) <= LEAST:
-        raise ValueError(f"{file.name} has {len(raw):,} bytes; a text to train on has more than {LEAST:,}")
-    try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not UTF-8: byte {error.start:,} does not fit; save it again as UTF-8") from None
-    if "\0" in text:
-        raise ValueError(f"{file.name} holds zero bytes; it is no plain text")
-    if not 2 <= (kinds := len(set(text))) <= 2000:
-        raise ValueError(f"{file.name} has {kinds:,} distinct characters; between 2 and 2,000 can be modelled")
-    return text
 
 
 # ---- digits: upright ones are the source, turned and inverted ones are what the users bring
