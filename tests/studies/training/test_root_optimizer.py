@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from claimlab import study
+from claimlab.data.text import topics
 from claimlab.experiment import Experiment
 from claimlab.studies.training import _root_optimizer_data as data
 from claimlab.studies.training import _root_optimizer_method as method
@@ -276,13 +277,13 @@ def test_no_place_sees_what_comes_after_and_attention_is_torch_s():
         h, weights = drawn(3, 32, 16, seed=16), net.hidden[0]
         q, k, v = ((h @ weights[n].T).view(3, 32, 4, 4).transpose(1, 2) for n in "qkv")
         expected = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(3, 32, 16) @ weights["o"].T
-        assert torch.allclose(net.attention(h, weights), expected, atol=1e-5)
+        assert torch.allclose(net.attention(h, 0), expected, atol=1e-5)
 
 
 def test_the_help_text_repeats_nothing_across_the_border():
-    text = data.topics()
+    text = topics()
     cut = data.border(text)
-    assert data.repeated(text) == 0 and len(text) > data.LEAST
+    assert data.repeated(text) == 0 and len(text) > 200_000
     assert all(text[i : i + data.PASSAGE] not in text[:cut] for i in range(cut, len(text) - data.PASSAGE, 997))
     assert data.repeated("abc" * 1000 + text[cut:]) == 0 < data.repeated(text[:3000] + text[100:400])
 
@@ -295,10 +296,10 @@ def own(path, text) -> str:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (lambda t: t[:1000], "1,000 bytes; more than 200,000"),
+        (lambda t: t[:1000], "1,000 bytes; .* more than 200,000"),
         (lambda t: t.encode() + b"\xff\xfe", "not UTF-8: byte"),
         (lambda t: t.encode("utf-16"), "not UTF-8"),
-        (lambda t: "only a few " * 30_000, "distinct characters; 30 to 2,000"),
+        (lambda t: "only a few " * 30_000, "distinct characters; between 30 and 2,000"),
         (lambda t: t + "\0", "zero bytes"),
         (lambda t: t[:150_000] + t[:60_000], "both in the first 90"),
         (lambda t: b"", "0 bytes"),
@@ -306,7 +307,7 @@ def own(path, text) -> str:
 )
 def test_a_file_that_does_not_serve_is_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=f"mine.txt.*{words}"):
-        data.own_text(own(tmp_path / "mine.txt", text(data.topics())))
+        data.own_text(own(tmp_path / "mine.txt", text(topics())))
 
 
 def test_an_own_text_is_what_the_arms_read(tmp_path, monkeypatch):
