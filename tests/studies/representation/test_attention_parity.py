@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from claimlab.claims import judge
 from claimlab.experiment import Experiment
+from claimlab.parts import boolean
 from claimlab.study import find
 from claimlab.training import Run, Task
 
@@ -51,34 +52,34 @@ def easy():
 
 def test_walsh_is_the_product_with_scipys_hadamard_matrix():
     f = torch.randn(64, generator=generator(0), dtype=torch.float64)
-    assert np.abs(method.walsh(f).numpy() - hadamard(64) @ f.numpy() / 64).max() < 1e-12
+    assert np.abs(boolean.walsh(f).numpy() - hadamard(64) @ f.numpy() / 64).max() < 1e-12
 
 
 def test_every_input_occurs_once_and_a_parity_has_one_coefficient():
-    x = method.every_input(5)
+    x = boolean.every_input(5)
     assert set(map(tuple, x.tolist())) == set(itertools.product((-1.0, 1.0), repeat=5))
     for secret in ([2], [0, 3], [1, 2, 4]):
-        c = method.walsh(method.parity(x, torch.tensor(secret)))
+        c = boolean.walsh(method.parity(x, torch.tensor(secret)))
         assert c[sum(2**i for i in secret)] == 1 and c.abs().sum() == 1
 
 
 def test_the_coefficient_of_a_learned_function_is_its_correlation_with_y(easy):
     """By the transform, and by plain enumeration over all 2^12 inputs."""
     run, _ = easy
-    x = method.every_input(12)
+    x = boolean.every_input(12)
     for net in run.members:
         y = np.array([math.prod(row[i] for i in net.secret.tolist()) for row in x.tolist()])
         with torch.no_grad():
             f = net(x.float(), 36.0).double()
         at = sum(2**i for i in net.secret.tolist())
-        assert float(method.walsh(f)[at]) == pytest.approx(float(np.mean(f.numpy() * y)), abs=1e-12)
-        assert float(method.walsh(f.sign())[at]) == pytest.approx(1.0, abs=0.02)  # and it has learned the parity
+        assert float(boolean.walsh(f)[at]) == pytest.approx(float(np.mean(f.numpy() * y)), abs=1e-12)
+        assert float(boolean.walsh(f.sign())[at]) == pytest.approx(1.0, abs=0.02)  # and it has learned the parity
 
 
 def test_sensitivity_is_that_of_a_known_function():
     """Majority of three: bit i decides where the other two differ, in half of all inputs; bit 4 never does."""
-    x = method.every_input(4)
-    share = method.sensitivity(lambda rows: rows[:, :3].sum(1), x)
+    x = boolean.every_input(4)
+    share = boolean.sensitivity(lambda rows: rows[:, :3].sum(1), x)
     assert share.tolist() == [0.5, 0.5, 0.5, 0.0]
 
 
@@ -110,7 +111,7 @@ def test_hand_set_heads_compute_parity_on_all_inputs(k):
 
 
 def test_at_a_quarter_of_the_sharpness_the_leak_alone_breaks_the_tolerance():
-    secret, x = data.hidden(0, 12, 3), method.every_input(12)
+    secret, x = data.hidden(0, 12, 3), boolean.every_input(12)
     with torch.no_grad():
         worst = (study.construct(secret, 12)(x, 36.0) - method.parity(x, secret)).abs().max()
     assert worst > 0.001
@@ -141,7 +142,7 @@ def test_pruning_counts_what_is_left_and_keeps_constants():
         net.bias.copy_(torch.tensor([0.1, 0.7, -0.2]))
     small, left = method.pruned(net, 0.1)
     assert left == 3 + 2 * 2 + 1  # three weights in two neurons
-    x = method.every_input(4).float()
+    x = boolean.every_input(4).float()
     by_hand = sum(
         torch.relu(w + b) * o
         for w, b, o in ((x[:, 0] - 0.3 * x[:, 3], 0.1, net.out[0]), (0.0 * x[:, 0], 0.7, net.out[1]), (0.5 * x[:, 1], -0.2, net.out[2]))

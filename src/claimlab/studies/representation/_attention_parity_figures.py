@@ -10,7 +10,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from claimlab.figures import INK, OTHERS, arm_colours, curve, style
-from claimlab.studies.representation import _attention_parity_method as method
+from claimlab.parts.boolean import sensitivity as flip_rate
 from claimlab.studies.representation import attention_parity as study
 
 TRAINED = ("learned_attention", "free_scores", "fixed_attention", "fixed_many", "ffnn_matched", "ffnn_wide", "ffnn_pruned")
@@ -149,9 +149,9 @@ def sensitivity(lab, trained: list[str]) -> go.Figure:
 
 
 def reacts(net, x: torch.Tensor, tau: float) -> np.ndarray:
-    """`method.sensitivity` of a network at sharpness tau, [n]."""
+    """`boolean.sensitivity` of a network at sharpness tau, [n]."""
     with torch.no_grad():
-        return method.sensitivity(lambda rows: net(rows, tau), x).cpu().numpy()
+        return flip_rate(lambda rows: net(rows, tau), x).cpu().numpy()
 
 
 # ---- live views: a network carries the places of its bits that decide

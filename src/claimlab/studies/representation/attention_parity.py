@@ -9,6 +9,7 @@ import torch
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.boolean import every_input, walsh
 from claimlab.studies.representation import _attention_parity_data as data
 from claimlab.studies.representation import _attention_parity_method as method
 from claimlab.studies.representation._attention_parity_method import Attention, Hidden, Network, parity, zigzag
@@ -290,11 +291,11 @@ class HandSet:
             yield Tick(1, told)
 
     def measure(self, net: Network) -> dict[str, float]:
-        x = method.every_input(self.n)
+        x = every_input(self.n)
         f, y = net(x, self.n**2), parity(x, net.secret)
         at = int((1 << net.secret).sum())
         return {"max_error_all_inputs": float((f - y).abs().max()), "test_accuracy": float((f * y > 0).double().mean()),
-                "walsh_on_secret": float(method.walsh(f)[at]), "parameters": method.count(net)}  # fmt: skip
+                "walsh_on_secret": float(walsh(f)[at]), "parameters": method.count(net)}  # fmt: skip
 
     def state(self) -> dict[str, float]:
         return {"step": self.step, "seconds": self.seconds}
