@@ -1,6 +1,7 @@
 """A lab of its own for each test: a folder of studies, and a home for runs."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ from claimlab.ledger import Ledger
 from claimlab.study import find
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def wait(condition, seconds=400):
+    """Wait for a condition and return what it gives."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def until():
+    return wait
 
 
 @pytest.fixture

@@ -1,20 +1,21 @@
 """Sweeps: a claim over a whole space of knobs. ?sweep=NAME&claim=ID&knob=K&knob2=K reopens a view."""
 
 import streamlit as st
-from panels import picking, response, store, sweeps, typed
+from panels import picking, planning, response, store, sweeps, typed
 from panels.wording import humanised, plain
 
 st.title("Sweeps", anchor=False)
 with store.guarded():
     known = {row["name"]: row for row in sweeps.book().sweeps()}
     whole = {one.slug: one for one in store.studies() if not one.broken}
+    planning.awaited(known)
+if whole:
+    with st.expander("Start a sweep", icon=":material/add:", key="start-a-sweep", expanded=not known, on_change="rerun") as new:
+        if new.open:
+            planning.form(whole)
 if not known:
-    st.info("A sweep runs one study over many settings of its knobs and says in what share of them each claim holds. It is "
-            "started with a command; its runs appear here and on the page Live at once.",
-            title="No sweep yet", icon=":material/grid_on:")  # fmt: skip
-    slug = next(iter(whole), "STUDY")
-    typed.show([f"claimlab sweep {slug} --sample 32 --profile smoke --seeds 5", f"claimlab sensitivity {slug} --claim CLAIM",
-                f"claimlab tune {slug} --knob KNOB"])  # fmt: skip
+    st.info("A sweep runs one study over many settings of its knobs and says in what share of them each claim holds. Its runs "
+            "appear here and on the page Live at once.", title="No sweep yet", icon=":material/grid_on:")  # fmt: skip
     st.stop()
 
 one, other = st.columns(2)
@@ -28,6 +29,7 @@ study = whole[row["study"]]
 st.caption(f"{plain(study.slug)}: {plain(study.paper.question)}")
 with store.guarded():
     sweeps.progress(row)
+    command = planning.controls(row)
     if row["kind"] == "tune":
         st.header("Tuned arms", anchor="tuned")
         sweeps.tuned(study, row)
@@ -64,5 +66,4 @@ if row["kind"] != "tune":
         sweeps.best(study, claim, found)
 
 with st.expander("Copy the commands", icon=":material/terminal:"):
-    stop = [f"claimlab sweep stop {name}"] if row["status"] == "running" else []
-    typed.show([f"claimlab sweep show {name}", f"claimlab sweep show {name} --csv {name}.csv", *stop])
+    typed.show([f"claimlab sweep show {name}", f"claimlab sweep show {name} --csv {name}.csv", *command])

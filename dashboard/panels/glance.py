@@ -19,6 +19,7 @@ from claimlab import ledger
 AGE = 0.8  # seconds for which what has been read or drawn for one viewer is shown to others as well
 SPARE = 20  # and so many times as long as that took
 READ = 64  # runs, pictures and curves that are kept
+PATIENCE = 8.0  # seconds between two times at which further arms and curves of a run are offered
 
 
 class Shared:
@@ -42,6 +43,15 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """The curves and arms that a page offers, and since when (on the clock that never goes back)."""
+
+    curves: list[str]
+    arms: list[str]
+    since: float
+
+
+@dataclass(frozen=True)
 class Glance:
     """A run as it stands: its row, events and commands, oldest first; `kept`: checkpoints that are there, by name, with the
     step of all arms together; `points`: those committed so far, undone ones too, up to `cursor`."""
@@ -52,6 +62,7 @@ class Glance:
     kept: dict[str, int]
     points: pd.DataFrame
     cursor: int = 0
+    before: Listing | None = None
 
     @cached_property
     def condition(self) -> condition.Condition:
@@ -79,14 +90,23 @@ class Glance:
         return [e["payload"] for e in self.events if e["kind"] == "rollback"]
 
     @cached_property
+    def listing(self) -> Listing:
+        """What there is to choose from. It hardly changes while a run goes on, and each change draws whole pages anew: what
+        comes one by one in the first seconds is offered together."""
+        last, now = self.before, time.monotonic()
+        if last is not None and last.curves and now < last.since + PATIENCE and self.row["status"] not in ledger.ENDED:
+            return last
+        return Listing(charts.curves(self.table), list(self.table["arm"].unique()), now)
+
+    @property
     def curves(self) -> list[str]:
         """Metrics that were recorded at more than one step, in the order in which they came."""
-        return charts.curves(self.table)
+        return self.listing.curves
 
-    @cached_property
+    @property
     def arms(self) -> list[str]:
         """The arms that have reported."""
-        return list(self.table["arm"].unique())
+        return self.listing.arms
 
 
 def at(run: str) -> Glance:
@@ -110,7 +130,7 @@ def _look(run: str, last: Glance | None) -> Glance:
     events = [] if last is None else last.events
     events = [*events, *book.events(run, events[-1]["id"] if events else 0)]
     points, cursor = _points(run, row, last)
-    return Glance(row, events, book.commands(run), _kept(run, events), points, cursor)
+    return Glance(row, events, book.commands(run), _kept(run, events), points, cursor, last and last.listing)
 
 
 def _points(run: str, row: dict[str, Any], last: Glance | None) -> tuple[pd.DataFrame, int]:

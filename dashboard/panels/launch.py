@@ -52,13 +52,13 @@ def resume(run: str, book: Ledger) -> None:
     if row["status"] not in RESUMABLE:
         raise LedgerError(f"the run {run} is {row['status']}; only one that has ended early can be resumed")
     book.set_status(run, "queued", "")  # so that a second press finds it taken
-    CHILDREN[run] = _spawn(run, ["resume", run], "worker.log", book)
+    CHILDREN[run] = spawn(run, ["resume", run], "worker.log", book)
 
 
 def replay(run: str, seeds: str, book: Ledger) -> None:
     """Do again what was done to a run, for these seeds (`5..9`); KnobError for what are no seeds."""
     remote.seeds_of(seeds)
-    REPLAYS[run] = _spawn(run, ["replay", run, "--seeds", seeds], "replay.log", book)
+    REPLAYS[run] = spawn(run, ["replay", run, "--seeds", seeds], "replay.log", book)
 
 
 def replaying(run: str) -> str:
@@ -69,9 +69,10 @@ def replaying(run: str) -> str:
     return "under way" if child.poll() is None else last_line(run, "replay.log")
 
 
-def _spawn(run: str, words: list[str], log: str, book: Ledger) -> subprocess.Popen:
-    """A command of claimlab in a process of its own, which outlives this one; what it says is added to a log."""
-    folder = ledgers.home() / run
+def spawn(place: str, words: list[str], log: str, book: Ledger) -> subprocess.Popen:
+    """A command of claimlab in a process of its own, which outlives this one; what it says is added to a log in the folder `place`
+    (that of a run) of the home of runs."""
+    folder = ledgers.home() / place
     folder.mkdir(parents=True, exist_ok=True)
     surroundings = {k: v for k, v in environment(book).items() if k != "CLAIMLAB_RUN"}
     with (folder / log).open("ab") as out:

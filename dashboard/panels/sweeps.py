@@ -64,7 +64,7 @@ def _progress(name: str, drawn: int) -> None:
     else:
         st.caption(plain(f"{text}; {len(row['plan']['seeds'])} seeds each, profile {row['plan']['profile']}"))
     if row["status"] != "running" and row["done"] < row["total"]:
-        st.caption("The command that began it goes on where it stopped.")
+        st.caption("What is finished is kept: the same command goes on from here.")
     if running:
         st.page_link("app_pages/live.py", label=f"Watch and steer the {len(running)} that run now", icon=":material/monitoring:")
     for reason, count in pd.Series([p["reason"] or p["status"] for p in bad], dtype=str).value_counts().head(3).items():

@@ -9,8 +9,9 @@ from streamlit.testing.v1 import AppTest
 
 from claimlab import claims
 from claimlab.experiment import Experiment
+from claimlab.runner import provenance
 from claimlab.study import find
-from claimlab.sweeps import plan, sensitivity, space, tuning
+from claimlab.sweeps import conduct, plan, sensitivity, space, tuning
 from claimlab.sweeps.book import Book
 
 APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
@@ -107,4 +108,73 @@ def test_what_was_left_undone_is_told(book):
     done(book, "broken", made, status="failed")
     shown = words(page(sweep="broken"))
     assert "2 not finished: failed" in shown
-    assert "goes on where it stopped" in shown
+    assert "goes on from here" in shown
+
+
+# ---- started from the page
+
+
+def test_a_sweep_is_started_from_the_page_as_its_command_would(book, until):
+    at = page()
+    at.selectbox(key="plan-study").select("toy-plane").run()
+    at.multiselect(key="plan-knobs-toy-plane").set_value(["x1"]).run()
+    at.selectbox(key="plan-size-sweep").select(8).run()
+    at.number_input(key="plan-seeds").set_value(3).run()
+    (command,) = [c.value for c in at.code if c.value.startswith("claimlab sweep toy-plane")]
+    assert command == "claimlab sweep toy-plane --over x1 --sample 8 --profile smoke --seeds 3"
+    made = plan.make(find("toy-plane"), drawn=[space.over(find("toy-plane"), "x1")], sample=8, seeds=3, profile="smoke")
+    name = conduct.name_of(made)
+    assert f"8 runs of toy-plane with 3 seeds each, as {name}" in words(at) and book.sweeps() == []
+    at.button(key="plan-start").click().run()
+    assert f"{name} starts" in words(at) or "settings finished" in words(at)
+    until(lambda: [row["status"] for row in book.sweeps()] == ["finished"], 60)
+    # the child made the same plan from its words, or it would have another name
+    assert book.sweeps()[0]["name"] == name and [p["status"] for p in book.points(name)] == ["finished"] * 8
+    at.run()
+    assert "8 of 8 settings finished" in words(at)
+
+
+def test_what_cannot_be_swept_is_said_before_anything_starts(book, monkeypatch):
+    monkeypatch.setattr("panels.planning.MOST", 7)
+    at = page()
+    at.selectbox(key="plan-study").select("toy-plane").run()
+    at.selectbox(key="plan-size-sweep").select(8).run()
+    assert at.button(key="plan-start").disabled and "At most 7 runs" in words(at) and book.sweeps() == []
+
+
+def test_a_sweep_that_does_not_come_up_says_why(book, until, monkeypatch, home):
+    from panels import planning
+
+    at = page()
+    monkeypatch.setattr(planning.launch.sys, "executable", "/bin/false")
+    at.selectbox(key="plan-study").select("toy-plane").run()
+    at.button(key="plan-start").click().run()
+    until(lambda: all(child.poll() is not None for child in planning.CHILDREN.values()))
+    if not at.error:  # it had not ended yet when the page was drawn
+        at.run()
+    assert "it left no message" in words(at) and "did not start" in at.error[0].proto.title
+
+
+def test_a_sweep_that_was_stopped_goes_on_from_the_page(book, until):
+    study = find("toy-plane")
+    made = plan.make(study, drawn=[space.over(study, "x1")], sample=4, seeds=3, profile="smoke")
+    name = conduct.name_of(made)
+    book.enter(name, made, provenance(study))
+    book.drive(name, "elsewhere:1:a", "local")
+    at = page(sweep=name)
+    at.button(key="plan-stop").click().run()
+    assert book.sweep(name)["status"] == "stopped"
+    assert "claimlab sweep toy-plane --over x1 --sample 4 --profile smoke --seeds 3" in words(at)
+    at.button(key="plan-on").click().run()
+    until(lambda: book.sweep(name)["status"] == "finished", 60)
+    assert {p["status"] for p in book.points(name)} == {"finished"}
+
+
+def test_a_plan_that_the_page_cannot_tell_again_offers_no_button(book):
+    study = find("toy-plane")
+    made = plan.make(study, drawn=[space.over(study, "x1=0..1")], sample=4, seeds=3, profile="smoke")
+    book.enter("mine", made, {"sources": "x"})
+    book.drive("mine", "elsewhere:1:a", "local")
+    book.conclude("mine", None, "stopped")
+    at = page(sweep="mine")
+    assert not [b for b in at.button if b.key == "plan-on"]

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,13 +15,6 @@ from claimlab.reports import document, making
 SLOW = (Path(__file__).parents[1] / "fixtures" / "light.py").read_text(encoding="utf-8").replace(
     "            yield Tick(", '            import os, time\n            while step and os.path.exists(os.environ["HELD"]):\n'
     "                time.sleep(0.05)\n            yield Tick(")  # fmt: skip
-
-
-def until(condition, seconds=400):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def report(study, write_study, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_the_same_command_goes_on_where_it_stopped(report, blow):
+def test_the_same_command_goes_on_where_it_stopped(report, blow, until):
     start, out, held = report
     ledger = Ledger()
 

@@ -5,7 +5,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,14 +20,6 @@ HELD = LIGHT.replace("            yield Tick(", "            import os, time\n  
                      "                time.sleep(0.05)\n            yield Tick(")  # fmt: skip
 TOML = '[nightly]\ncron = "30 2 * * *"\ntimezone = "Europe/Berlin"\nstudies = ["held"]\nretries = 0\n'
 LONG_AGO = datetime(2026, 1, 5, 1, 30, tzinfo=UTC)
-
-
-def until(condition, seconds=400):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.1)
-    return found
 
 
 def missed(file):
@@ -74,7 +65,7 @@ def held(study, write_study, schedules, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_two_schedulers_one_makes_up_for_what_was_missed_and_a_killed_firing_is_made_up_for(held, serve, tmp_path):
+def test_of_two_schedulers_one_makes_up_for_what_was_missed_and_a_killed_firing_is_made_up_for(held, serve, tmp_path, until):
     file, hold = held
     missed(file)
     book = Calendar()

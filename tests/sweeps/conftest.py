@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -31,21 +30,6 @@ def book(home):
     opened = Book()
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def until():
-    """Wait for a condition and return what it gives."""
-
-    def wait(condition, seconds=240):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := condition():
-                return found
-            time.sleep(0.02)
-        raise AssertionError("it did not happen")
-
-    return wait
 
 
 @pytest.fixture
