@@ -39,7 +39,8 @@ def own_path() -> str:
 def into_ball(x: np.ndarray) -> np.ndarray:
     """Rows [N, n] longer than RADIUS are shortened to it; each row by its own length alone, so nothing leaks to another row."""
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x * np.minimum(1, RADIUS / np.maximum(length, 1e-12))).astype(np.float32)
+    inside = RADIUS * (1 - 1e-6)  # single precision rounds to either side
+    return (x * np.minimum(1, inside / np.maximum(length, 1e-12))).astype(np.float32)
 
 
 @lru_cache(maxsize=2)

@@ -63,8 +63,9 @@ def flat(x: Tensor) -> Tensor:
 
 
 def patches(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """[B, H, W, C] -> [B, h, w, C kernel kernel]."""
-    return x.unfold(1, kernel, stride).unfold(2, kernel, stride).flatten(-3)
+    """[B, H, W, C] -> [B, h, w, kernel kernel C]."""
+    h, w = ((size - kernel) // stride * stride + 1 for size in x.shape[1:3])
+    return torch.cat([x[:, i : i + h : stride, j : j + w : stride] for i in range(kernel) for j in range(kernel)], -1)
 
 
 def forward(steps: tuple, weights: Sequence[Tensor], x: Tensor, taps=None, seen: dict | None = None) -> Tensor:
@@ -272,3 +273,14 @@ def released(sums: list[Tensor], noise: Tensor, bounds: Tensor, batch: float, st
     whole = bounds.norm().expand(len(bounds)) if strategy == "global" else len(bounds) ** 0.5 * bounds
     pieces = noise.split([g.numel() for g in sums])
     return [(g / unit + z.view(g.shape)) / batch for g, z, unit in zip(sums, pieces, whole, strict=True)]
+
+
+def poisson(n: int, count: int, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n batches in which each of `count` rows is with probability `share`, on its own: rows [n, places] and mask [n, places] that
+    is 0 where a place is empty. Places are seven standard deviations more than a batch needs on average."""
+    places = min(count, math.ceil(count * share + 7 * math.sqrt(count * share * (1 - share)) + 1))
+    drawn, rows = torch.rand(n, count, generator=rng).topk(places, largest=False)
+    mask = (drawn < share).float()
+    if places < count and mask[:, -1].any():
+        raise RuntimeError(f"a batch of {places} places is full: cutting it would break the privacy account")
+    return rows, mask

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from claimlab.claims import Claim
 from claimlab.params import knob
@@ -15,9 +15,9 @@ from claimlab.studies.robustness import _clipless_dpsgd_cost as cost
 from claimlab.studies.robustness import _clipless_dpsgd_method as method
 from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness._clipless_dpsgd_data import RADIUS, load, own_path
-from claimlab.studies.robustness._clipless_dpsgd_method import Linear, Residual
+from claimlab.studies.robustness._clipless_dpsgd_net import Network, plan
 from claimlab.study import Control, Paper, beside
-from claimlab.training import Task, Tick
+from claimlab.training import Run, Task, Tick
 
 PAPER = Paper(
     title="DP-SGD Without Clipping: The Lipschitz Neural Network Way",
@@ -47,10 +47,11 @@ class Params:
     side: int = knob(14, "height and width of a digit", choices=(14, 28), unit="pixels")
     network: str = knob("dense", "dense layers, or small convolutions", choices=("dense", "conv"))
     width: int = knob(128, "units of the first hidden layer, twice those of the next; eight times the first channels", low=16, high=512)
+    budgets: bool = knob(True, "also train for other epsilons, two seeds each, for the figure")
     timed: int = knob(100, "steps that are timed", low=3, high=1000)
     steps: int = knob(250, "optimiser steps", low=10, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
-    SMOKE = dict(rows=400, batch=64, width=16, timed=3, steps=10, seeds=2)
+    SMOKE = dict(rows=400, batch=64, width=16, timed=3, budgets=False, steps=10, seeds=2)
     FULL = dict(side=28, network="conv", steps=2000, seeds=10)
     CONTROL = Control(
         set=dict(depth=1), vanishes=("gnp-tightens",),
@@ -95,56 +96,6 @@ PROBE = 1000  # training examples whose gradients are looked at
 KEPT = 300  # of them for kept_gradient
 
 
-# ---- networks
-
-
-def plan(p: Params, shape: tuple[int, ...], classes: int, activation) -> tuple[tuple, list[tuple[int, int]]]:
-    """Steps of a network of p.depth linear layers on inputs of `shape`, and the shapes [out, in] of its weights."""
-    if p.network == "conv" and len(shape) < 3:
-        raise ValueError(f"network = conv needs images of H x W pixels; these rows have the shape {shape}")
-    if p.network == "dense":
-        sizes = [math.prod(shape), *[p.width, *[p.width // 2] * p.depth][: p.depth - 1], classes]
-        steps = [method.flat, Linear(0)]
-        for k in range(1, p.depth):
-            steps += [activation, Linear(k)]
-        return tuple(steps), [(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
-    steps, sizes, (side, _, channels) = [], [], shape
-    for k, (kernel, out) in enumerate([(4, p.width // 8), (3, p.width // 4)][: p.depth - 1]):
-        steps += [Linear(k, kernel, 2), activation]
-        sizes.append((out, channels * kernel**2))
-        side, channels = (side - kernel) // 2 + 1, out
-    for k in range(2, p.depth - 1):
-        steps.append(Residual((Linear(k), activation)))
-        sizes.append((channels, channels))
-    if side > 1 and p.depth > 1:
-        steps, side = [*steps, method.l2_pool], side // 2
-    return (*steps, method.flat, Linear(p.depth - 1)), [*sizes, (classes, side * side * channels)]
-
-
-def linears(steps: tuple) -> list[Linear]:
-    """The linear layers of a network by index."""
-    found = [one for s in steps for one in ([s] if isinstance(s, Linear) else linears(s.inner) if isinstance(s, Residual) else [])]
-    return sorted(found, key=lambda layer: layer.index)
-
-
-class Network(nn.Module):
-    """Weights of a plan, drawn normally with He's variance; `outputs` are the shapes that the linear layers give."""
-
-    def __init__(self, steps: tuple, sizes: list[tuple[int, int]], shape: tuple[int, ...]):
-        super().__init__()
-        self.steps, self.layers = steps, linears(steps)
-        gains = [2.0] * (len(sizes) - 1) + [1.0]
-        self.weights = nn.ParameterList(torch.randn(*s) * (g / s[1]) ** 0.5 for s, g in zip(sizes, gains, strict=True))
-        self.register_buffer("worst", torch.zeros(()))  # the largest norm over bound so far
-        seen: dict[int, Tensor] = {}
-        with torch.no_grad():
-            method.forward(steps, list(self.weights), torch.zeros(1, *shape), seen=seen)
-        self.outputs = [(*seen[k].shape[1:-1], s[0]) for k, s in enumerate(sizes)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return method.forward(self.steps, list(self.weights), x)
-
-
 # ---- the arms: all of a seed begin with the same draw, see the same Poisson batches and the same standard normal noise
 
 
@@ -177,7 +128,8 @@ class Clipless(Task):
 
     def init(self):
         shape = tuple(self.x.shape[1:])
-        net = Network(*plan(self.p, shape, self.classes, self.activation), shape)
+        net = Network(*plan(self.p.network, self.p.depth, self.p.width, shape, self.classes, self.activation), shape)
+        net.maker = type(self)  # for views, which get the network alone
         if self.keep != "none":
             with torch.no_grad():
                 for name, value in self.kept(net, "orthogonal" if self.keep == "free" else self.keep).items():
@@ -196,7 +148,7 @@ class Clipless(Task):
     def block(self, net, rng, step, n):
         # generators of their own for batches and noise: arms that need no noise see the same batches
         draw, normal = (torch.Generator().manual_seed(k) for k in torch.randint(2**62, (2,), generator=rng).tolist())
-        rows, mask = poisson(n, len(self.x), self.share, draw)
+        rows, mask = method.poisson(n, len(self.x), self.share, draw)
         noise = torch.stack([self.noise(net, normal) for _ in range(n)])
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.x.device)], mask, noise
 
@@ -236,14 +188,18 @@ class Clipless(Task):
 
     # ---- what is measured; nothing of it is private
 
+    @torch.no_grad()
+    def accuracy(self, net) -> Tensor:
+        """Share of test rows that `net` classifies right."""
+        return (net(self.test[0]).argmax(1) == self.test[1]).float().mean()
+
     def metrics(self, net):
-        x, y = self.test
         weights, values = _weights(net), [torch.linalg.svdvals(w * k.reads**0.5) for w, k in zip(net.weights, net.layers, strict=True)]
         probe = self.x[:PROBE], self.y[:PROBE]
         _, slopes, inputs, cotangents = method.ghost_parts(net.steps, weights, *probe, net.outputs, self.slopes_of)
         norms = method.ghost_norms(inputs, cotangents)
         few = slopes[:KEPT].norm(dim=1).clamp_min(method.TINY) * RADIUS
-        found = {"test_accuracy": (net(x).argmax(1) == y).float().mean(), "kept_gradient": (norms[:, :KEPT] / few).mean()}
+        found = {"test_accuracy": self.accuracy(net), "kept_gradient": (norms[:, :KEPT] / few).mean()}
         for k, one in enumerate(values):
             found |= {f"largest_{k}": one.max(), f"median_{k}": one.median(), f"smallest_{k}": one.min()}
         return found | self.judged(net, norms, inputs, cotangents)
@@ -274,17 +230,6 @@ class Clipless(Task):
 
 def _weights(net) -> list[Tensor]:
     return [weight.detach() for weight in net.weights]
-
-
-def poisson(n: int, count: int, share: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n batches in which each of `count` rows is with probability `share`, on its own: rows [n, places] and mask [n, places] that
-    is 0 where a place is empty. Places are seven standard deviations more than a batch needs on average."""
-    places = min(count, math.ceil(count * share + 7 * math.sqrt(count * share * (1 - share)) + 1))
-    drawn, rows = torch.rand(n, count, generator=rng).topk(places, largest=False)
-    mask = (drawn < share).float()
-    if places < count and mask[:, -1].any():
-        raise RuntimeError(f"a batch of {places} places is full: cutting it would break the privacy account")
-    return rows, mask
 
 
 class NonPrivate(Clipless):
@@ -359,9 +304,36 @@ class Cost:
             yield Tick(self.step, [found, *[{} for _ in self.seeds[1:]]])
 
 
+class Budgets:
+    """The first two seeds at other epsilons, one after the other, with the settings chosen for 8; a tick for each."""
+
+    when = staticmethod(lambda p: p.budgets)
+    epsilons = (1.0, 3.0, 20.0)
+
+    def __init__(self, p: Params, seeds: list[int]):
+        self.p, self.seeds, self.step = p, seeds, 0
+        self.total = len(self.epsilons) * 3 * p.steps
+
+    def stepwise(self):
+        for k, epsilon in enumerate(self.epsilons, 1):
+            found = [{"epsilon": epsilon} for _ in self.seeds[:2]]
+            for name, task in {"dpsgd": Ghost, "dpsgd_lipschitz": DpsgdLipschitz, "clipless": Clipless}.items():
+                run = Run(task(replace(self.p, epsilon=epsilon)), self.seeds[:2], every=self.p.steps)
+                while run.step < run.total:
+                    run.advance()
+                    self.step += 1
+                    yield None
+                for metrics, member, bound in zip(found, run.members, run.tasks, strict=True):
+                    metrics[f"test_accuracy_{name}"] = float(bound.accuracy(member))
+            yield Tick(k, found + [{} for _ in self.seeds[2:]])
+
+    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
+
+
 ARMS = {
     "non_private": NonPrivate, "dpsgd": Dpsgd, "dpsgd_ghost": Ghost, "dpsgd_lipschitz": DpsgdLipschitz, "clipless": Clipless,
     "clipless_local": Local, "spectral_relu": SpectralRelu, "no_projection": NoProjection, "cost": Cost,
+    "budgets": Budgets,
 }  # fmt: skip
 figures = beside(__name__, "figures")
 VIEWS = {"gradient norms under the bound": beside(__name__, "violins_of"), "singular values": beside(__name__, "singular_values_of"),
