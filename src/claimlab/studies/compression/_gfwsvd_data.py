@@ -81,24 +81,28 @@ def safetensors(file: Path) -> dict[str, Tensor]:
     """The float32 tensors of a .safetensors file: 8 bytes with the header's length, the header as JSON, the numbers."""
     try:
         raw = file.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + size])
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:start])
         header.pop("__metadata__", None)
         kinds = {facts["dtype"] for facts in header.values()}
-        spans = {name: (facts["data_offsets"], facts["shape"]) for name, facts in header.items()}
-        if kinds - {"F32"}:
-            raise ValueError(f"{file.name} holds {', '.join(sorted(kinds))}; only F32 is read")
-        numbers = raw[8 + size :]
-        return {name: torch.from_numpy(np.frombuffer(numbers[a:b], "<f4").reshape(shape).copy()) for name, ((a, b), shape) in spans.items()}
-    except (OSError, LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = {name: _tensor(raw[start:], facts) for name, facts in header.items()} if kinds <= {"F32"} else {}
+    except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{file.name} is no readable .safetensors file ({type(error).__name__})") from None
+    if kinds - {"F32"}:
+        raise ValueError(f"{file.name} holds {', '.join(sorted(map(str, kinds)))}; only F32 is read")
+    return found
+
+
+def _tensor(numbers: bytes, facts: dict) -> Tensor:
+    first, last = facts["data_offsets"]
+    return torch.from_numpy(np.frombuffer(numbers[first:last], "<f4").reshape(facts["shape"]).copy())
 
 
 def fill(net: nn.Module, folder: str) -> None:
     """Put the tensors of model.safetensors into a network; ValueError names one that is missing, strange or not finite."""
     given, wanted = safetensors(Path(folder) / "model.safetensors"), net.state_dict()
-    for name in sorted(set(given) ^ set(wanted)):
-        raise ValueError(f"model.safetensors {'lacks' if name in wanted else 'holds an unknown'} {name}")
+    if strange := sorted(set(given) ^ set(wanted)):
+        raise ValueError(f"model.safetensors {'lacks' if strange[0] in wanted else 'holds an unknown'} {strange[0]}")
     for name, tensor in given.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(f"model.safetensors: {name} is {list(tensor.shape)}; config.json makes it {list(wanted[name].shape)}")

@@ -40,7 +40,7 @@ def _name(arm: str) -> str:
 
 
 def _label(key: tuple[int, str]) -> str:
-    return f"block {key[0] + 1}, {key[1]}"
+    return f"‘{key[1]}’ of block {key[0] + 1}"
 
 
 def _key(trained) -> tuple[int, str]:
@@ -60,12 +60,15 @@ def loss_and_ratio(lab) -> go.Figure:
         mean = rises.mean(1)
         low, high = np.array([interval(row) for row in rises]).T
         strong = arm in ("gfwsvd", "fwsvd")
+        low = np.maximum(low, 0.1 * np.abs(mean))  # for the logarithm
         figure.add_scatter(x=[*ratios, *ratios[::-1]], y=[*high, *low[::-1]], fill="toself", mode="lines", line_width=0, hoverinfo="skip",
-                           fillcolor=faded(palette[arm], 0.15), legendgroup=arm, showlegend=False)  # fmt: skip
-        figure.add_scatter(x=ratios, y=mean, mode="lines+markers", name=_name(arm), legendgroup=arm,
+                           fillcolor=faded(palette[arm], 0.12), legendgroup=arm, showlegend=False)  # fmt: skip
+        figure.add_scatter(x=ratios, y=np.maximum(mean, 1e-5), mode="lines+markers", name=_name(arm), legendgroup=arm,
                            line=dict(color=palette[arm], width=3 if strong else 1.8))  # fmt: skip
         now[arm] = mean[ratios.index(lab.params.ratio)]
     figure.add_vline(x=lab.params.ratio, line=dict(color=INK, dash="dash", width=1))
+    lines = np.log10(np.concatenate([trace.y for trace in figure.data if trace.showlegend is not False]))
+    figure.update_yaxes(type="log", range=[lines.min() - 0.3, lines.max() + 0.3])
     order = sorted(now, key=now.get)
     told = ", ".join(f"{_name(arm)} {now[arm]:.3f}" for arm in order[:3])
     title = f"With {lab.params.ratio:.0%} removed the smallest rises are {told} nats; fwsvd {now['fwsvd']:.3f}, plain SVD {now['svd']:.3f}"
@@ -82,13 +85,13 @@ def norms(trained, seed: int) -> go.Figure:
     for row, kind in enumerate("ab", 1):
         matrix = trained.report.get(key, kind).cpu().numpy()
         peak = np.quantile(np.abs(matrix), 0.99) or 1.0
-        figure.add_heatmap(z=matrix[::-1], colorscale="RdBu", zmid=0, zmin=-peak, zmax=peak, showscale=False, row=row, col=1)
+        figure.add_heatmap(z=matrix, colorscale="RdBu", zmid=0, zmin=-peak, zmax=peak, showscale=False, row=row, col=1)
         figure.add_bar(y=matrix.diagonal(), marker=dict(color=BLUE, line_width=0), showlegend=False, row=row, col=2)
         shares[kind] = 1 - np.square(matrix.diagonal()).sum() / np.square(matrix).sum()
         side = "input" if kind == "a" else "output"
-        figure.update_xaxes(title_text=side, row=row).update_yaxes(title_text=side, row=row, col=1)
+        figure.update_xaxes(title_text=side, row=row).update_yaxes(title_text=side, autorange="reversed", row=row, col=1)
         figure.update_yaxes(title_text="entry [norm is 1]", row=row, col=2)
-    title = (f"Of {_label(key)}, {shares['a']:.0%} of A (squared entries) and {shares['b']:.0%} of B lie off the diagonal "
+    title = (f"In {_label(key)}, {shares['a']:.0%} of A (squared entries) and {shares['b']:.0%} of B lie off the diagonal "
              f"(seed {seed}; blue: positive, red: negative)")  # fmt: skip
     return style(figure, title, height=640)
 
@@ -103,7 +106,7 @@ def convergence(lab) -> go.Figure:
         rival = float(torch.stack([one.get(key, "fit")[2] for one in reports]).mean())
         line = dict(color=palette[key[1]], width=2, dash=("solid", "dot", "dash")[key[0] % 3])
         figure.add_scatter(x=np.arange(1, rounds + 1), y=errors, mode="lines+markers", marker_size=4, line=line, name=_label(key))
-        figure.add_scatter(x=[rounds + 1], y=[rival], mode="markers", marker=dict(symbol="diamond", size=8, color=palette[key[1]]),
+        figure.add_scatter(x=[1.2 * rounds], y=[rival], mode="markers", marker=dict(symbol="diamond", size=8, color=palette[key[1]]),
                            showlegend=False, hovertext=f"K-FAC, {_label(key)}", hoverinfo="text+y")  # fmt: skip
         kfac.append(rival)
         last.append(errors)
@@ -111,6 +114,7 @@ def convergence(lab) -> go.Figure:
     early = int(np.argmax(ends <= ends[-1] + 0.001)) + 1
     title = (f"After round {early} of {rounds} the mean error of the fit moves by less than 0.001: {ends[-1]:.2f} of the Fisher's norm; "
              f"the K-FAC product misses {np.mean(kfac):.2f} (diamonds)")  # fmt: skip
+    figure.update_xaxes(type="log", tickvals=[k for k in (1, 2, 3, 5, 10, 20, 40, 60) if k <= rounds])
     return style(figure, title, x="round of power iteration (diamonds: K-FAC)", y="fit error [share of the Fisher's norm]",
                  height=520)  # fmt: skip
 
@@ -135,7 +139,7 @@ def predicted(lab) -> go.Figure:
             points.append((k * guesses[0], k * guesses[1], rise, _label(key)))
         full, fitted, rises, names = zip(*points, strict=True)
         for column, x in enumerate((full, fitted), 1):
-            figure.add_scatter(x=x, y=np.maximum(rises, 1e-6), mode="markers", name=_name(arm), hovertext=names, legendgroup=arm,
+            figure.add_scatter(x=x, y=rises, mode="markers", name=_name(arm), hovertext=names, legendgroup=arm,
                                showlegend=column == 1, marker=dict(size=7, color=palette[arm], opacity=0.8), row=1, col=column)  # fmt: skip
         pairs += [(*values, rise) for values, rise in zip(zip(full, fitted, strict=True), rises, strict=True)]
     return _framed(figure, np.array(pairs), lab.seeds[0])
@@ -144,16 +148,20 @@ def predicted(lab) -> go.Figure:
 def _framed(figure: go.Figure, pairs: np.ndarray, seed: int) -> go.Figure:
     from scipy.stats import spearmanr
 
-    low, high = max(1e-6, pairs.min()), pairs.max()
+    rises, floor = pairs[:, 2], pairs[pairs > 0].min() / 2
+    for trace in figure.data:  # a rise that is none has no logarithm: it is drawn below the rest, as a triangle
+        none = np.array(trace.y) <= 0
+        trace.y, trace.marker.symbol = np.where(none, floor, trace.y), np.where(none, "triangle-down", "circle")
+    low, high = floor, pairs.max()
     for column in (1, 2):
         figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=dict(color=INK, dash="dash", width=1), showlegend=False,
                            hoverinfo="skip", row=1, col=column)  # fmt: skip
-    both = [float(spearmanr(pairs[:, k], pairs[:, 2]).statistic) for k in (0, 1)]
+    both = [float(spearmanr(pairs[:, k], rises).statistic) for k in (0, 1)]
     figure.update_xaxes(type="log", dtick=1, exponentformat="power", title_text="predicted rise [nats]")
     figure.update_yaxes(type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(title_text="measured rise of the held-out loss [nats]", col=1)
     title = (f"One map cut alone: prediction and truth have a rank correlation of {both[0]:.2f} with the Fisher itself and {both[1]:.2f} "
-             f"with its Kronecker fit (seed {seed}; dashed: equal)")  # fmt: skip
+             f"with its Kronecker fit (seed {seed}; dashed: equal; triangles: no rise)")  # fmt: skip
     return style(figure, title, height=500)
 
 
@@ -192,8 +200,8 @@ def singular_values(net, params) -> go.Figure:
                            line_color=colour)  # fmt: skip
         left.append(f"{share[r:].sum():.1%} in the {name}")
     figure.add_vline(x=r + 0.5, line=dict(color=OTHERS[3], dash="dash"))
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power")
-    return style(figure, f"A cut of {_label(key)} to rank {r} discards {' and '.join(left)}", x="place of the singular value",
+    figure.update_yaxes(type="log", exponentformat="power")
+    return style(figure, f"Cut to rank {r}, {_label(key)} loses {' and '.join(left)}", x="place of the singular value",
                  y="share of the squared norm")  # fmt: skip
 
 

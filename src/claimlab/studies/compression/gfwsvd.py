@@ -43,7 +43,7 @@ class Params:
     steps: int = knob(5000, "upper limit on the training steps", low=20, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(steps=30, width=32, layers=1, calibration=32, seeds=2)
-    FULL = dict(layers=3, width=96, train_steps=1200, calibration=512, seeds=8)
+    FULL = dict(layers=3, width=96, train_steps=1000, calibration=512, seeds=8)
     CONTROL = Control(
         set=dict(ratio=0.05), vanishes=("beats-diagonal", "beats-activation-whitening", "two-sided-matters"),
         why="With 5 % of the parameters removed hardly anything is cut, and every way of cutting is good enough.",
