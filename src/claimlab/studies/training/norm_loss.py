@@ -48,7 +48,7 @@ class Params:
     pictures: str = knob("digits", "what is classified", choices=("digits", "textures"))
     variants: bool = knob(False, "nine coefficients and five batch sizes, and the two methods on textures and in a wide network")
     seeds: int = knob(10, "independent repetitions, each with its own split, noise and initial weights", low=2, high=64)
-    SMOKE = dict(steps=15, seeds=2, width=4)
+    SMOKE = dict(steps=15, seeds=2, width=4, batch=256)
     FULL = dict(steps=600, seeds=10, variants=True)
     CONTROL = Control(
         set=dict(noise=0.0), vanishes=("beats-weight-decay",),
@@ -125,7 +125,8 @@ class Residual(Task):
     def init(self):
         x, y = self.train
         net = ResNet(x.shape[1], int(y.max()) + 1, self.p.width * self.wider, len(self.of_copies()), self.spheres)
-        for name, value in (("seed", self.seed), ("done", 0), ("scales", self.of_copies())):
+        told = {"seed": self.seed, "done": 0, "scales": self.of_copies(), "textures": self.shown == "textures"}
+        for name, value in told.items():  # what a live view needs to know of the member that it looks at
             net.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         net.register_buffer("accuracy", torch.full((net.copies,), torch.nan))  # on the test images, after the last step
         net.register_buffer("by_batch", torch.full((256 + 1,), torch.nan))  # the same by batch size, at one coefficient
@@ -240,8 +241,8 @@ class NormLoss(Residual):
 
     def cost(self) -> float:
         """step_time_ratio: one network alone on one thread, 64 images a step; fewer pairs where the run itself is short."""
-        x, y = self.train
-        net = ResNet(x.shape[1], int(y.max()) + 1, self.p.width, 1).to(x.device)
+        x, y = (part.cpu() for part in self.train)
+        net = ResNet(x.shape[1], int(y.max()) + 1, self.p.width, 1)
         with one_thread():
             return cost_ratio(net, (x[:64], y[:64]), self.p.lr, self.p.strength, self.p.target, min(TIMED, self.p.steps))
 
