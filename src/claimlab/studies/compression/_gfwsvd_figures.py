@@ -68,7 +68,8 @@ def loss_and_ratio(lab) -> go.Figure:
         now[arm] = mean[ratios.index(lab.params.ratio)]
     figure.add_vline(x=lab.params.ratio, line=dict(color=INK, dash="dash", width=1))
     lines = np.log10(np.concatenate([trace.y for trace in figure.data if trace.showlegend is not False]))
-    figure.update_yaxes(type="log", range=[lines.min() - 0.3, lines.max() + 0.3])
+    ticks = [digit * 10.0**k for k in range(-5, 2) for digit in (1, 2, 5)]
+    figure.update_yaxes(type="log", range=[lines.min() - 0.3, lines.max() + 0.3], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     order = sorted(now, key=now.get)
     told = ", ".join(f"{_name(arm)} {now[arm]:.3f}" for arm in order[:3])
     title = f"With {lab.params.ratio:.0%} removed the smallest rises are {told} nats; fwsvd {now['fwsvd']:.3f}, plain SVD {now['svd']:.3f}"
@@ -137,7 +138,7 @@ def predicted(lab) -> go.Figure:
             rise = float(nets.loss_on(trained.net, probe, through=partial(_replaced, trained.net, key, left, right))) - before
             guesses = float(rule.predicted(g[key], error)), _by_factors(trained, g[key], key, error)
             points.append((k * guesses[0], k * guesses[1], rise, _label(key)))
-        full, fitted, rises, names = zip(*points, strict=True)
+        full, fitted, rises, names = zip(*sorted(points, key=lambda point: -point[2]), strict=True)
         for column, x in enumerate((full, fitted), 1):
             figure.add_scatter(x=x, y=rises, mode="markers", name=_name(arm), hovertext=names, legendgroup=arm,
                                showlegend=column == 1, marker=dict(size=7, color=palette[arm], opacity=0.8), row=1, col=column)  # fmt: skip
@@ -148,11 +149,12 @@ def predicted(lab) -> go.Figure:
 def _framed(figure: go.Figure, pairs: np.ndarray, seed: int) -> go.Figure:
     from scipy.stats import spearmanr
 
-    rises, floor = pairs[:, 2], pairs[pairs > 0].min() / 2
+    rises = pairs[:, 2]
+    floor = rises[rises > 0].min(initial=1.0) / 2
     for trace in figure.data:  # a rise that is none has no logarithm: it is drawn below the rest, as a triangle
         none = np.array(trace.y) <= 0
         trace.y, trace.marker.symbol = np.where(none, floor, trace.y), np.where(none, "triangle-down", "circle")
-    low, high = floor, pairs.max()
+    low, high = max(floor, pairs[:, :2].min()), pairs.max()
     for column in (1, 2):
         figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=dict(color=INK, dash="dash", width=1), showlegend=False,
                            hoverinfo="skip", row=1, col=column)  # fmt: skip
