@@ -14,3 +14,11 @@ def schedules(home, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, home, monkeypatch):
+    """The ledger in which schedules, their firings and the scheduler's jobs are kept: a file of one's own, or a team's server."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("CLAIMLAB_LEDGER", request.getfixturevalue("postgres").database())
+    return request.param

@@ -131,7 +131,7 @@ def test_a_report_that_is_refused_is_not_tried_again_and_sent_without_one(nightl
     assert "another report is being written there" in letter.get_content()
 
 
-def test_of_many_who_would_begin_the_same_schedule_one_does(home):
+def test_of_many_who_would_begin_the_same_schedule_one_does(store):
     books = [Calendar() for _ in range(8)]
     barrier = threading.Barrier(8)
 
@@ -149,7 +149,7 @@ def test_of_many_who_would_begin_the_same_schedule_one_does(home):
         book.close()
 
 
-def test_a_firing_is_lost_when_its_process_has_died_here_or_is_silent_elsewhere(home):
+def test_a_firing_is_lost_when_its_process_has_died_here_or_is_silent_elsewhere(store):
     book = Calendar()
     here, dead, away = (book.claim(name, 1.0) for name in ("here", "dead", "away"))
     host = owner().rpartition(":")[0]

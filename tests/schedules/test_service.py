@@ -55,7 +55,7 @@ def serve(home, tmp_path):
 
 
 @pytest.fixture
-def held(study, write_study, schedules, tmp_path, monkeypatch):
+def held(store, study, write_study, schedules, tmp_path, monkeypatch):
     """The schedule `nightly` of a study that waits while a file is there; the file of schedules, and that file."""
     file = tmp_path / "held"
     file.touch()
@@ -104,7 +104,7 @@ class Child:
 
 
 @pytest.fixture
-def lab(own_studies, schedules, monkeypatch):
+def lab(store, own_studies, schedules, monkeypatch):
     monkeypatch.setattr(Child, "born", [])
     monkeypatch.setattr(services.subprocess, "Popen", Child)
     return schedules(TOML.replace("held", "toy-blobs"))
