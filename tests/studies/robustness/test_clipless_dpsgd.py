@@ -338,8 +338,8 @@ def test_figures_and_views_show_what_was_measured(smoke):
 def test_mixture_and_digits_lie_in_the_ball():
     for kind in ("digits", "mixture"):
         found = rows_of.load(1000, kind, 400, 14)
-        lengths = torch.cat([found.x, found.test[0]]).flatten(1).norm(dim=1)
-        assert lengths.double().max() <= 1 and found.classes == 10 and len(found.x) == 400
+        lengths = torch.cat([found.x, found.test[0]]).flatten(1).double().norm(dim=1)
+        assert lengths.max() <= 1 and found.classes == 10 and len(found.x) == 400
     x = rows_of.into_ball(np.array([[3.0, 4.0], [0.3, 0.4]]))
     assert np.allclose(x, [[0.6, 0.8], [0.3, 0.4]], rtol=1e-5)
 

@@ -38,6 +38,7 @@ def own_path() -> str:
 
 def into_ball(x: np.ndarray) -> np.ndarray:
     """Rows [N, n] longer than RADIUS are shortened to it; each row by its own length alone, so nothing leaks to another row."""
+    x = x.astype(np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     inside = RADIUS * (1 - 1e-6)  # single precision rounds to either side
     return (x * np.minimum(1, inside / np.maximum(length, 1e-12))).astype(np.float32)

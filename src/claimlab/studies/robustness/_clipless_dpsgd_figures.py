@@ -61,7 +61,7 @@ def _violins(figure, values: np.ndarray, name: str, colour: str, place: str) -> 
     for k, row in enumerate(values):
         figure.add_violin(x=np.full(len(row), f"layer {k + 1}"), y=row, name=name, legendgroup=name, scalegroup=f"{name}{k}", points=False,
                           offsetgroup=place, alignmentgroup="all", showlegend=k == 0, line_color=colour, fillcolor=faded(colour, 0.35),
-                          meanline_visible=True, spanmode="hard", width=0.38 if place != "0" else None)  # fmt: skip
+                          meanline_visible=True, spanmode="hard")  # fmt: skip
 
 
 def _line_at_one(figure, text: str) -> None:
@@ -74,16 +74,16 @@ def _line_at_one(figure, text: str) -> None:
 
 def violins(lab) -> go.Figure:
     """Norms of the gradients of single examples, layer by layer, over the bound that was computed without looking at them."""
-    figure, middle = go.Figure(), {}
+    figure, middle, most = go.Figure(), {}, 0.0
     for arm in ("clipless", "spectral_relu"):
         pairs = zip(lab.arms[arm].members, lab.arms[arm].tasks, strict=True)
         values = np.concatenate([shares(net, task) for net, task in pairs], 1)
         _violins(figure, values, arm, COLOURS[arm], arm)
-        middle[arm] = float(np.median(values))
+        middle[arm], most = float(np.median(values)), max(most, float(values.max()))
     figure.update_layout(violinmode="group", violingap=0.15)
     _line_at_one(figure, "the bound")
     figure.update_yaxes(rangemode="tozero", range=[0, 1.12])
-    title = (f"No gradient passes its bound. The median example uses {middle['clipless']:.0%} of it in orthogonal layers and "
+    title = (f"The longest gradient reaches {most:.0%} of its bound; the median one {middle['clipless']:.0%} in orthogonal layers and "
              f"{middle['spectral_relu']:.0%} in layers that are merely 1-Lipschitz")  # fmt: skip
     return style(figure, title, height=460, x="layer, from the input on", y="gradient norm of one example [share of its bound]")
 
@@ -100,15 +100,15 @@ def budgets(lab) -> go.Figure:
     if "budgets" in lab.arms:
         table = lab.table[lab.table.arm == "budgets"]
         epsilon = table[table.metric == "epsilon"].groupby("step").value.first()
-        for arm in ("dpsgd", "dpsgd_lipschitz", "clipless"):
+        for arm in study.Budgets.trained:
             mean = table[table.metric == f"test_accuracy_{arm}"].groupby("step").value.mean()
             marker = dict(color=COLOURS[arm], size=12, symbol="diamond", line=dict(color="#FFFFFF", width=1))
-            figure.add_scatter(x=epsilon.to_numpy(), y=mean.to_numpy(), mode="markers", marker=marker, legendgroup=arm,
+            figure.add_scatter(x=epsilon.to_numpy(), y=mean.to_numpy(), mode="markers", marker=marker,
                                name=f"{arm}, trained for this epsilon")  # fmt: skip
     if "non_private" in lab.arms:
         ceiling = _wide(lab, "non_private", "test_accuracy").iloc[-1].mean()
         figure.add_hline(y=ceiling, line=dict(dash="dash", color="#6F7680"), annotation_text="non_private, at the end")
-    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_xaxes(type="log", tickvals=[0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 20, 50])
     title = (f"At epsilon {lab.params.epsilon:g} clipless tests at {last['clipless']:.1%}, DP-SGD at {last['dpsgd']:.1%} "
              "(lines: one training, as its budget is spent; diamonds: trainings of their own)")  # fmt: skip
     return style(figure, title, height=560, x="epsilon spent (privacy loss)", y="accuracy [share of test rows]").update_layout(margin_b=150)
@@ -124,8 +124,9 @@ def costs(lab) -> go.Figure:
             figure.add_scatter(x=table["batch"], y=table[f"{unit}_{arm}"], mode="lines+markers", line=dict(color=COLOURS[arm], width=2.5),
                                name=name, legendgroup=arm, showlegend=column == 1, row=1, col=column)  # fmt: skip
     figure.update_xaxes(type="log", tickvals=list(table["batch"]), title_text="batch [examples]")
-    figure.update_yaxes(type="log", dtick="D2", title_text="milliseconds, one thread", col=1)
-    figure.update_yaxes(type="log", dtick="D1" if len(table) < 3 else 1, title_text="megabytes", col=2)
+    ticks = [m * 10.0**k for k in range(-2, 5) for m in (1, 3)]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    figure.update_yaxes(title_text="milliseconds, one thread", col=1).update_yaxes(title_text="megabytes", col=2)
     last = table.iloc[-1]
     title = (f"At batch {last['batch']:.0f} a step takes {last['milliseconds_clipless']:.1f} ms clipless, "
              f"{last['milliseconds_dpsgd']:.1f} ms with gradients formed and {last['milliseconds_dpsgd_ghost']:.1f} ms through "

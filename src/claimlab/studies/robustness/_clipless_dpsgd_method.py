@@ -219,11 +219,13 @@ def ghost_parts(steps, weights, x, y, shapes, slopes_of) -> tuple[Tensor, Tensor
 
 def ghost_norms(inputs: list[Tensor], cotangents: list[Tensor]) -> Tensor:
     """Norms [D, B] of every example's gradient of every weight. For one patch ||cotangent|| ||input||; for several the sum over
-    pairs of patches of the products of both inner products (Li et al. 2022)."""
+    pairs of patches of the products of both inner products (Li et al. 2022), or the gradient itself where that is smaller."""
     squares = []
     for a, c in zip(inputs, cotangents, strict=True):
         if a.shape[1] == 1:
             squares.append(a.square().sum((1, 2)) * c.square().sum((1, 2)))
+        elif a.shape[1] ** 2 > a.shape[2] * c.shape[2]:
+            squares.append((c.mT @ a).square().sum((1, 2)))
         else:
             squares.append(((a @ a.mT) * (c @ c.mT)).sum((1, 2)).clamp_min(0))
     return torch.stack(squares).sqrt()

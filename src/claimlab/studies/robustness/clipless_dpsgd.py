@@ -12,7 +12,7 @@ from torch import Tensor
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.studies.robustness import _clipless_dpsgd_cost as cost
-from claimlab.studies.robustness import _clipless_dpsgd_method as method
+from claimlab.studies.robustness import _clipless_dpsgd_method as bounded
 from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness._clipless_dpsgd_data import RADIUS, load, own_path
 from claimlab.studies.robustness._clipless_dpsgd_net import Network, plan
@@ -107,7 +107,7 @@ class Clipless(Task):
     layers, were chosen on development seeds.
     """
 
-    ahead, keep, activation, private = 10, "orthogonal", staticmethod(method.group_sort), True
+    ahead, keep, activation, private = 10, "orthogonal", staticmethod(bounded.group_sort), True
     clip, pace, tau = None, 1.0, None
     lr = property(lambda self: self.p.lr)
     every = property(lambda self: max(1, self.steps // 10))
@@ -138,8 +138,8 @@ class Clipless(Task):
 
     def kept(self, net, how):
         """The weights made 1-Lipschitz: of a convolution that is where sqrt(reads) ||W|| = 1."""
-        fixed = [method.orthogonal(w.detach(), self.p.bjorck_rounds) if how == "orthogonal" else
-                 w.detach() / method.power_norm(w.detach(), 40) for w in net.weights]  # fmt: skip
+        fixed = [bounded.orthogonal(w.detach(), self.p.bjorck_rounds) if how == "orthogonal" else
+                 w.detach() / bounded.power_norm(w.detach(), 40) for w in net.weights]  # fmt: skip
         return {f"weights.{k}": w / layer.reads**0.5 for k, (w, layer) in enumerate(zip(fixed, net.layers, strict=True))}
 
     def project(self, net):
@@ -148,7 +148,7 @@ class Clipless(Task):
     def block(self, net, rng, step, n):
         # generators of their own for batches and noise: arms that need no noise see the same batches
         draw, normal = (torch.Generator().manual_seed(k) for k in torch.randint(2**62, (2,), generator=rng).tolist())
-        rows, mask = method.poisson(n, len(self.x), self.share, draw)
+        rows, mask = bounded.poisson(n, len(self.x), self.share, draw)
         noise = torch.stack([self.noise(net, normal) for _ in range(n)])
         return self.x[rows.to(self.x.device)], self.y[rows.to(self.x.device)], mask, noise
 
@@ -161,7 +161,7 @@ class Clipless(Task):
         return self.sigma * torch.randn(count, generator=rng) if self.private else torch.zeros(count)
 
     def slopes_of(self, logits, y):
-        return method.logit_slopes(self.p.loss, logits, y, self.tau or self.p.temperature, self.p.clip_logits)
+        return bounded.logit_slopes(self.p.loss, logits, y, self.tau or self.p.temperature, self.p.clip_logits)
 
     def bounds(self, net) -> Tensor:
         """How far one example can move the sum of gradients of each weight, [D]; from the norms as they are now."""
@@ -169,20 +169,20 @@ class Clipless(Task):
             return net.worst.new_full((len(net.weights),), self.clip / len(net.weights) ** 0.5)
         certain = self.p.bjorck_rounds if self.keep == "orthogonal" else 0
         roots = [layer.reads**0.5 for layer in net.layers]
-        norms = [method.norm_bound(w.detach() * root, certain) / root for w, root in zip(net.weights, roots, strict=True)]
-        slope = method.loss_slope(self.p.loss, net.outputs[-1][0], self.tau or self.p.temperature)
+        norms = [bounded.norm_bound(w.detach() * root, certain) / root for w, root in zip(net.weights, roots, strict=True)]
+        slope = bounded.loss_slope(self.p.loss, net.outputs[-1][0], self.tau or self.p.temperature)
         slope = min(slope, self.p.clip_logits) if self.p.clip_logits else slope
-        return torch.stack(method.sensitivities(net.steps, norms, net.worst.new_full((), RADIUS), slope))
+        return torch.stack(bounded.sensitivities(net.steps, norms, net.worst.new_full((), RADIUS), slope))
 
     def summed(self, net, x, y, mask):
         """Losses [B] and the sum of gradients of each weight, clipped where the arm clips."""
         if self.clip is None:
-            return method.plain_sum(net.steps, _weights(net), x, y, mask, self.slopes_of)
-        return method.ghost_sum(net.steps, _weights(net), x, y, mask, net.outputs, self.slopes_of, self.clip)
+            return bounded.plain_sum(net.steps, _weights(net), x, y, mask, self.slopes_of)
+        return bounded.ghost_sum(net.steps, _weights(net), x, y, mask, net.outputs, self.slopes_of, self.clip)
 
     def gradients(self, net, x, y, mask, noise):
         losses, sums = self.summed(net, x, y, mask)
-        found = method.released(sums, noise, self.bounds(net), self.p.batch, self.strategy)
+        found = bounded.released(sums, noise, self.bounds(net), self.p.batch, self.strategy)
         loss = (losses * mask).sum() / mask.sum().clamp_min(1)
         return loss, {f"weights.{k}": self.pace * g for k, g in enumerate(found)}
 
@@ -196,9 +196,9 @@ class Clipless(Task):
     def metrics(self, net):
         weights, values = _weights(net), [torch.linalg.svdvals(w * k.reads**0.5) for w, k in zip(net.weights, net.layers, strict=True)]
         probe = self.x[:PROBE], self.y[:PROBE]
-        _, slopes, inputs, cotangents = method.ghost_parts(net.steps, weights, *probe, net.outputs, self.slopes_of)
-        norms = method.ghost_norms(inputs, cotangents)
-        few = slopes[:KEPT].norm(dim=1).clamp_min(method.TINY) * RADIUS
+        _, slopes, inputs, cotangents = bounded.ghost_parts(net.steps, weights, *probe, net.outputs, self.slopes_of)
+        norms = bounded.ghost_norms(inputs, cotangents)
+        few = slopes[:KEPT].norm(dim=1).clamp_min(bounded.TINY) * RADIUS
         found = {"test_accuracy": self.accuracy(net), "kept_gradient": (norms[:, :KEPT] / few).mean()}
         for k, one in enumerate(values):
             found |= {f"largest_{k}": one.max(), f"median_{k}": one.median(), f"smallest_{k}": one.min()}
@@ -212,8 +212,8 @@ class Clipless(Task):
             found["max_norm_over_bound"] = net.worst
             shares = norms.new_ones(norms.shape[1])
         else:
-            shares = method.shortening(norms.square().sum(0).sqrt(), self.clip)
-        mean, kept = (method.weighted(inputs, cotangents, part / len(shares)) for part in (torch.ones_like(shares), shares))
+            shares = bounded.shortening(norms.square().sum(0).sqrt(), self.clip)
+        mean, kept = (bounded.weighted(inputs, cotangents, part / len(shares)) for part in (torch.ones_like(shares), shares))
         if self.clip is not None:
             one, other = (torch.cat([g.flatten() for g in part]) for part in (mean, kept))
             found |= {"clipped_share": (shares < 1).float().mean(), "cosine": torch.cosine_similarity(one, other, 0)}
@@ -249,14 +249,14 @@ class NoProjection(Clipless):
 
 
 class Ghost(Clipless):
-    keep, activation, clip, tau = "none", staticmethod(torch.relu), 1.0, 1.0
+    keep, activation, clip, pace, tau = "none", staticmethod(torch.relu), 3.0, 3.0, 1.0
 
 
 class PerExample(Ghost):
     """A step that forms the gradient of every example: what is timed."""
 
     def summed(self, net, x, y, mask):
-        return method.clipped_sum(net.steps, _weights(net), x, y, mask, self.slopes_of, self.clip)
+        return bounded.clipped_sum(net.steps, _weights(net), x, y, mask, self.slopes_of, self.clip)
 
 
 class Dpsgd(Ghost):
@@ -265,7 +265,7 @@ class Dpsgd(Ghost):
     def metrics(self, net):
         some = self.x[:64], self.y[:64], torch.ones_like(self.x[:64].flatten(1)[:, 0])
         ours, formed = (torch.cat([g.flatten() for g in one.summed(self, net, *some)[1]]) for one in (Ghost, PerExample))
-        return super().metrics(net) | {"route_gap": (ours - formed).norm() / formed.norm().clamp_min(method.TINY)}
+        return super().metrics(net) | {"route_gap": (ours - formed).norm() / formed.norm().clamp_min(bounded.TINY)}
 
 
 class DpsgdLipschitz(Clipless):
@@ -307,17 +307,19 @@ class Cost:
 class Budgets:
     """The first two seeds at other epsilons, one after the other, with the settings chosen for 8; a tick for each."""
 
+    trained = {"dpsgd": Ghost, "clipless": Clipless}
+
     when = staticmethod(lambda p: p.budgets)
     epsilons = (1.0, 3.0, 20.0)
 
     def __init__(self, p: Params, seeds: list[int]):
         self.p, self.seeds, self.step = p, seeds, 0
-        self.total = len(self.epsilons) * 3 * p.steps
+        self.total = len(self.epsilons) * len(self.trained) * p.steps
 
     def stepwise(self):
         for k, epsilon in enumerate(self.epsilons, 1):
             found = [{"epsilon": epsilon} for _ in self.seeds[:2]]
-            for name, task in {"dpsgd": Ghost, "dpsgd_lipschitz": DpsgdLipschitz, "clipless": Clipless}.items():
+            for name, task in self.trained.items():
                 run = Run(task(replace(self.p, epsilon=epsilon)), self.seeds[:2], every=self.p.steps)
                 while run.step < run.total:
                     run.advance()
