@@ -12,7 +12,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from claimlab import data
 from claimlab.models import mlp
-from claimlab.training import Chain, Run, Stages, Supervised, Task
+from claimlab.training import Chain, Run, Series, Stages, Supervised, Task
 
 IMAGES, LABELS = (torch.from_numpy(part) for part in data.digits())
 
@@ -485,3 +485,20 @@ def test_a_frozen_weight_is_neither_moved_nor_projected():
     for _ in run:
         pass
     assert torch.equal(run.members[1][0].weight, before) and not torch.equal(run.members[1][2].weight, other)
+
+
+# ---- a row of runs
+
+
+def test_a_series_reports_the_end_of_each_run_under_its_name_and_spends_what_they_spend():
+    def make():
+        return {f"noise={noise:g}": Run(Noisy(P(steps=steps, noise=noise)), [4, 5]) for noise, steps in ((0.0, 9), (0.5, 6))}
+
+    alone, row = make(), Series(make(), [4, 5, 6])
+    ends = {name: list(run)[-1] for name, run in alone.items()}
+    ticks = list(row)
+    assert [tick.step for tick in ticks] == [9, 15] and row.step == row.total == 15
+    for tick, (name, end) in zip(ticks, ends.items(), strict=True):
+        assert tick.metrics[:2] == [{f"{name}: {key}": value for key, value in one.items()} for one in end.metrics]
+        assert tick.metrics[2] == {}  # the third seed is not among its runs
+    assert row.budget["samples"] == sum(run.budget["samples"] for run in alone.values()) == 15 * Noisy.batch_size

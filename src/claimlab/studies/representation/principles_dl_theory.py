@@ -31,7 +31,7 @@ from claimlab.studies.representation._principles_method import (
 )
 from claimlab.studies.representation._principles_nets import Networks
 from claimlab.study import Control, Paper, beside
-from claimlab.training import Run, Supervised, Tick
+from claimlab.training import Run, Series, Supervised
 
 PAPER = Paper(
     title="The Principles of Deep Learning Theory", authors="Roberts, Yaida, Hanin", year=2021,
@@ -208,29 +208,13 @@ def change(kernel: Tensor, start: Tensor) -> Tensor:
     return (kernel - start).flatten(1).norm(dim=1) / start.flatten(1).norm(dim=1)
 
 
-class Grid:
+class Grid(Series):
     """Cells one after the other as one arm; metrics bear their cell's name, `n=24 L=8: test_accuracy`."""
 
     def __init__(self, p: Params, seeds: list[int]):
-        self.seeds = seeds
-        self.cells = {(n, depth): Run(Cell(replace(p, width=n, depth=depth)), seeds) for n, depth in cells(p)}
-        self.total = sum(run.total for run in self.cells.values())
-
-    @property
-    def step(self) -> int:
-        return sum(run.step for run in self.cells.values())
-
-    @property
-    def budget(self) -> dict[str, float]:
-        return {
-            key: sum(run.budget[key] for run in self.cells.values()) for key in ("steps", "samples", "forward_calls", "seconds")
-        }
-
-    def stepwise(self):
-        for (n, depth), run in self.cells.items():
-            for tick in run.stepwise():  # noqa: B007 - the last one counts
-                yield None
-            yield Tick(self.step, [{f"n={n} L={depth}: {key}": value for key, value in m.items()} for m in tick.metrics])
+        self.cells = cells(p)
+        runs = {f"n={n} L={depth}": Run(Cell(replace(p, width=n, depth=depth)), seeds) for n, depth in self.cells}
+        super().__init__(runs, seeds)
 
 
 def cells(p: Params) -> list[tuple[int, int]]:
