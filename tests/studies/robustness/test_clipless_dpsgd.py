@@ -30,7 +30,7 @@ def smoke():
     return Experiment(STUDY, STUDY.make(profile="smoke"), seeds=[1000, 1001]).run()
 
 
-def network(kind, depth, activation, seed=0, side=9):
+def network(kind, depth, activation, seed=0, side=12):
     """A float64 network with random weights, and the shape of its inputs."""
     shape = (side, side, 1)
     with torch.random.fork_rng():

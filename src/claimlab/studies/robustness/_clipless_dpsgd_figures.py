@@ -8,10 +8,12 @@ import torch
 from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
+from claimlab.data.drawing import drawn
 from claimlab.figures import BLUE, GREY, OTHERS, colours, faded, images, style
 from claimlab.studies.robustness import _clipless_dpsgd_method as method
 from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness import clipless_dpsgd as study
+from claimlab.studies.robustness._clipless_dpsgd_data import CENTRE, into_ball, own_path
 
 COLOURS = colours(list(study.ARMS), "dpsgd", "clipless")
 SHOWN = 4  # layers that have a panel of their own
@@ -233,3 +235,14 @@ def filters_of(net, params) -> go.Figure:
     """First-layer weights of one network as pictures; look at the arm non_private beside it."""
     pictures, names = _filters(net, _task(net, params), min(12, len(net.weights[0])))
     return images(pictures, names, title="First-layer weights, the longest ones first", symmetric=True, scale="RdBu")
+
+
+def answer(net, params, value) -> dict[str, float]:
+    """What one network says of a drawn digit: {digit: probability}. ValueError where it was trained on other rows."""
+    task = _task(net, params)
+    if params.data != "digits" or own_path():
+        raise ValueError("these networks were trained on rows of another kind")
+    side = task.x.shape[1]
+    page = into_ball(drawn(value, side).flatten()[None].numpy() - CENTRE).reshape(1, side, side, 1)
+    logits = net(torch.from_numpy(page).to(net.weights[0].device))
+    return {str(k): share for k, share in enumerate((logits * (task.tau or params.temperature)).softmax(1)[0].tolist())}

@@ -16,7 +16,7 @@ from claimlab.studies.robustness import _clipless_dpsgd_method as bounded
 from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness._clipless_dpsgd_data import RADIUS, load, own_path
 from claimlab.studies.robustness._clipless_dpsgd_net import Network, plan
-from claimlab.study import Control, Paper, beside
+from claimlab.study import Control, Paper, Trial, beside
 from claimlab.training import Run, Task, Tick
 
 PAPER = Paper(
@@ -269,7 +269,7 @@ class Dpsgd(Ghost):
 
 
 class DpsgdLipschitz(Clipless):
-    clip = 1.0
+    clip, tau = 0.1, 32.0
 
 
 # ---- what steps cost
@@ -340,3 +340,8 @@ ARMS = {
 figures = beside(__name__, "figures")
 VIEWS = {"gradient norms under the bound": beside(__name__, "violins_of"), "singular values": beside(__name__, "singular_values_of"),
          "first-layer filters": beside(__name__, "filters_of")}  # fmt: skip
+TRY = {
+    "draw a digit": Trial("image", answer=beside(__name__, "answer"), shape=(28, 28),
+                          help="How much surer of your digit is a network that was trained without noise?",
+                          arms=("non_private", "dpsgd", "clipless", "spectral_relu")),
+}  # fmt: skip
