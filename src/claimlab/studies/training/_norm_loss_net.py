@@ -52,7 +52,7 @@ class ResNet(nn.Module):
         gain, shift = self.gains[i].flatten(), self.shifts[i].flatten()
         if not seen:
             return batch_norm(x, None, None, gain, shift, training=True, eps=self.eps)
-        var, mean = torch.var_mean(x[:seen], (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(x[:seen].detach(), (0, 2, 3), correction=0)
         return batch_norm(x, mean, var, gain, shift, eps=self.eps)
 
     def shortcut(self, x: Tensor, stride: int) -> Tensor:
