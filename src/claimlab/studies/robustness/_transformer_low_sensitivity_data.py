@@ -120,7 +120,7 @@ def texts(path: str) -> tuple[list[list[str]], np.ndarray, str]:
         raise ValueError(f"{name}: texts of each label: {told}; allowed are at least two labels of at least {LEAST} texts each")
     label = {value: i for i, value in enumerate(found.index)}
     report = "; ".join(f"{value} {n / len(rows):.0%}" for value, n in found.items())
-    return [text.lower().split() for text in rows["text"]], rows["label"].str.strip().map(label).to_numpy(np.int64), report
+    return [text.lower().split() for text in rows["text"]], rows["label"].str.strip().map(label).to_numpy(np.int64, copy=True), report
 
 
 def read_texts(rng: np.random.Generator, limit: int, path: str) -> Lesson:

@@ -77,8 +77,10 @@ def paths(lab) -> go.Figure:
     match = lab.params.match_accuracy
     figure.add_vline(x=match, line=dict(color=INK, dash="dash", width=1), row=1, col=1)
     figure.update_xaxes(title_text="training accuracy (dashed: compared here)", range=[0.3, 1.0], col=1)
-    figure.update_xaxes(title_text="training loss [nats, falls to the right]", type="log", range=[0.4, -1.5], col=2)
-    figure.update_yaxes(title_text="sensitivity [share of changes that turn the answer]", rangemode="tozero", col=1)
+    figure.update_xaxes(title_text="training loss [nats, falls to the right]", type="log", range=[0.4, -1.5], col=2,
+                        tickvals=(marks := [2, 1, 0.5, 0.2, 0.1, 0.05]), ticktext=[str(mark) for mark in marks])  # fmt: skip
+    top = max((np.nanmax(trace.y) for trace in figure.data if trace.fill is None and np.isfinite(trace.y).any()), default=0.1)
+    figure.update_yaxes(range=[0, 1.1 * top]).update_yaxes(title_text="sensitivity [share of changes that turn the answer]", col=1)
     told = {arm: np.nanmean(v) for arm in KINDS if arm in lab.arms and np.isfinite(v := last(lab, arm, "sensitivity_at_match")).any()}
     said = ", ".join(f"{arm} {value:.3f}" for arm, value in told.items()) or "no network got there"
     return style(figure, f"Sensitivity at a training accuracy of {match:g}: {said}", height=500)
@@ -96,12 +98,13 @@ def robustness(lab) -> go.Figure:
                            hoverinfo="text")  # fmt: skip
     order = spearmanr(*np.array(every).T).statistic if len(every) > 2 else np.nan
     title = f"Corrupted accuracy against sensitivity after training, one dot a run: rank correlation {order:+.2f} over {len(every)} runs"
-    pair = [(np.mean(last(lab, arm, m)) for m in ("corrupted_accuracy", "calm_accuracy")) for arm in ("transformer", "transformer_reg")
-            if arm in lab.arms]  # fmt: skip
-    if len(pair) == 2:
-        (plain, calm), (reg, calm_reg) = pair
+    if {"transformer", "transformer_reg"} <= set(lab.arms):
+        plain, reg = (last(lab, arm, "corrupted_accuracy").mean() for arm in ("transformer", "transformer_reg"))
+        calm, calm_reg = (last(lab, arm, "calm_accuracy").mean() for arm in ("transformer", "transformer_reg"))
         title += f". The penalty takes the transformer from {plain:.2f} to {reg:.2f}"
         title += f" (blur, contrast, pixelation: {calm:.2f} to {calm_reg:.2f})"
+    if min(x for x, _ in every) > 0:
+        figure.update_xaxes(type="log", dtick="D2")
     return style(figure, title, height=480, x="sensitivity on training inputs [share of changes that turn the answer]",
                  y="accuracy on corrupted test inputs")  # fmt: skip
 
@@ -138,13 +141,14 @@ def maps(lab) -> go.Figure:
     figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False, autorange="reversed")
     for k in range(len(shown)):
         figure.update_yaxes(scaleanchor=f"x{k + 1}" if k else "x", constrain="domain", row=k // columns + 1, col=k % columns + 1)
-    figure.update_layout(coloraxis=dict(colorscale="Cividis", cmin=0, colorbar_title="flips [share]"))
+    top = max(flips.max() for arm, flips in shown.items() if arm != "transformer_nopos" or len(shown) == 1)  # it would drown all
+    figure.update_layout(coloraxis=dict(colorscale="Cividis", cmin=0, cmax=float(top), colorbar_title="flips [share]"))
     peak = {arm: float(flips.max() / max(flips.mean(), 1e-9)) for arm, flips in shown.items()}
     most = max(peak, key=peak.get)
     title = "How often a change of one patch turns the answer. Most uneven: "
-    title += f"{most}, whose touchiest patch has {peak[most]:.1f} times its mean"
-    figure = style(figure, title, height=170 + 190 * rows)
-    return figure.update_layout(margin_t=figure.layout.margin.t + 40)
+    title += f"{most}, whose touchiest patch has {peak[most]:.1f} times its mean (colours end at {top:.2f})"
+    figure = style(figure, title, height=120 + 190 * rows)
+    return figure.update_layout(margin_t=figure.layout.margin.t + 40, margin_b=24)
 
 
 def random_networks(params) -> go.Figure:

@@ -55,9 +55,14 @@ def loss_rise(net: nn.Module, x: Tensor, y: Tensor, size: float, rng: torch.Gene
     return torch.stack(losses).mean() - cross_entropy(net(x), y)
 
 
+def share_right(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of rows [N, C] whose largest logit is that of the label y [N]."""
+    return (logits.argmax(-1) == y).float().mean()
+
+
 def share(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Share of x that gets the label y [N]."""
-    return (answers(net, x).argmax(-1) == y).float().mean()
+    """Share of inputs x that get the label y [N]."""
+    return share_right(answers(net, x), y)
 
 
 # ---- Boolean functions: the same idea where everything can be counted
