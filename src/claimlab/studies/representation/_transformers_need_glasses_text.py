@@ -170,10 +170,11 @@ class Text:
         return Tick(step, [*found, *[{}] * (len(self.seeds) - len(found))])
 
     def measured(self, states, tokens, longest: int) -> dict[str, float]:
-        at = lengths(longest, self.p.comma_every)
-        formats = {"": 0, "_commas": self.p.comma_every}
-        return {f"distance_{n}{name}": float(d) for name, every in formats.items()
-                for n, d in zip(at, separation(states, tokens, every, at), strict=True)}  # fmt: skip
+        found = {}
+        for name, every in (("", 0), ("_commas", self.p.comma_every)):
+            at = lengths(longest, every)
+            found |= {f"distance_{n}{name}": float(d) for n, d in zip(at, separation(states, tokens, every, at), strict=True)}
+        return found
 
 
 class Arm:
