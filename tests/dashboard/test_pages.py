@@ -79,7 +79,7 @@ def finished(book, rows, *, control=False, **changes):
 
 def test_every_question_is_a_headline_and_a_broken_study_says_why(lab):
     (lab / "blobs" / "halfway.py").write_text('"""Half a study."""\nimport nosuchpackage\n')
-    at = catalogue()
+    at = catalogue(family="blobs")
     headlines = [h.value.replace("\\", "") for h in at.subheader]
     assert find(SLUG).paper.question in headlines and "halfway" in headlines
     assert headlines[-1] == "halfway"
@@ -99,7 +99,7 @@ def test_filters_and_search_come_back_from_the_address(lab):
 
 
 def test_an_empty_result_names_the_filter_that_emptied_it(lab):
-    at = catalogue(q="sooner", family="blobs", theme="sensitivity")
+    at = catalogue(q="blobs sooner", family="blobs", theme="sensitivity")
     assert not at.subheader
     assert "Without the theme 'sensitivity' there is 1." in words(at)
     assert "Without the family" not in words(at) and "Without the search" not in words(at)
