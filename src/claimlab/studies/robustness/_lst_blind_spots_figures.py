@@ -90,7 +90,7 @@ def walks(lab, arms) -> go.Figure:
     nearest = min(left, key=left.get)
     rest = ", ".join(f"{arm} {left[arm]:.2f}" for arm in ("lst", "straight_line") if arm in left and arm != nearest)
     title = f"Nearest to its targets ends {nearest} ({left[nearest]:.2f} of the way is left)" + (f"; {rest}" if rest else "")
-    return style(figure, title, height=520).update_layout(margin_b=150)
+    return style(figure, title, height=520).update_layout(margin_b=130)
 
 
 def ends(lab, arms) -> go.Figure:
@@ -102,65 +102,67 @@ def ends(lab, arms) -> go.Figure:
     return figure.update_xaxes(tickangle=0, tickfont_size=11)
 
 
-def plane(member, side: int = 41):
-    """Confidence on a grid of a member's triangle in its own plane: x, y (Euclidean lengths), z, and the outline.
+def sureness(member, points):
+    """Confidence in the first answer at `points` [K, D], against all classes or against the member's rival: [K]."""
+    with torch.no_grad():
+        logits = member.net(points)
+    if member.rival is not None:
+        return logits[:, [member.label, member.rival]].softmax(1)[:, 0]
+    return logits.softmax(1)[:, member.label]
 
-    None where the triangle has no area.
-    """
+
+def plane(member):
+    """The plane of a member's triangle: its source, two unit vectors [D], and the outline [4, 2] in their coordinates, which
+    are Euclidean lengths. None where the triangle has no area."""
     a, b, c = member.corners.double()
     u, v = b - a, c - a
-    if u.norm() < 1e-6:
-        return None
-    along = u / u.norm()
+    along = u / u.norm().clamp_min(1e-12)
     height = v - (v @ along) * along
-    if height.norm() < 1e-6:
+    if u.norm() < 1e-6 or height.norm() < 1e-6:
         return None
     outline = np.array([[0, 0], [float(u.norm()), 0], [float(v @ along), float(height.norm())], [0, 0]])
-    x, y = (np.linspace(outline[:, k].min(), outline[:, k].max(), side) for k in (0, 1))
-    across, up = (torch.from_numpy(part).to(a)[..., None] for part in np.meshgrid(x, y))
-    points = a + across * along + up * height / height.norm()
-    with torch.no_grad():
-        logits = member.net(points.flatten(0, 1).float())
-    logits = logits if member.rival is None else logits[:, [member.label, member.rival]]
-    z = logits.softmax(1)[:, member.label if member.rival is None else 0].view(side, side).cpu().numpy()
-    second = y[:, None] / outline[2, 1]  # barycentric coordinates
-    first = (x[None] - second * outline[2, 0]) / outline[1, 0]
-    z[(first < -1e-6) | (second < -1e-6) | (first + second > 1 + 1e-6)] = np.nan
-    return x, y, z, outline
+    return a, along, height / height.norm(), outline
 
 
-def triangle_panel(figure, seen, row: int, col: int, names) -> None:
-    x, y, z, outline = seen
-    figure.add_heatmap(x=x, y=y, z=z, zmin=0, zmax=1, colorscale="Cividis", showscale=col == 1, row=row, col=col,
+def frame(outlines) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top of a window in which all outlines [4, 2] lie, with some room."""
+    corners = np.concatenate(outlines)
+    (left, low), (right, high) = corners.min(0), corners.max(0)
+    room = 0.15 * max(right - left, high - low)
+    return left - room, right + room, low - room, high + room
+
+
+def heat(figure, member, seen, window, col: int, names, side: int = 41) -> None:
+    """Confidence in the window of a plane, with the triangle drawn in."""
+    a, along, up, outline = seen
+    x, y = np.linspace(*window[:2], side), np.linspace(*window[2:], side)
+    right, top = (torch.from_numpy(part).to(a)[..., None] for part in np.meshgrid(x, y))
+    points = (a + right * along + top * up).flatten(0, 1).float()
+    z = sureness(member, points).view(side, side).cpu().numpy()
+    figure.add_heatmap(x=x, y=y, z=z, zmin=0, zmax=1, colorscale="Cividis", showscale=col == 1, row=1, col=col,
                        hovertemplate="%{z:.2f}<extra></extra>", colorbar=dict(title="confidence", len=0.9))  # fmt: skip
-    places = ["top center" if k == 2 else "bottom center" for k in range(3)]
-    figure.add_scatter(x=outline[:, 0], y=outline[:, 1], mode="lines+markers+text", line=dict(color=INK, width=1), cliponaxis=False,
-                       text=[*names, ""], textposition=[*places, "bottom center"], showlegend=False, hoverinfo="skip",
-                       row=row, col=col)  # fmt: skip
+    figure.add_scatter(x=outline[:, 0], y=outline[:, 1], mode="lines+markers+text", line=dict(color="#D55E00", width=2),
+                       text=[*names, ""], textposition=["bottom center"] * 2 + ["top center"] * 2, textfont=dict(color="#D55E00"),
+                       showlegend=False, hoverinfo="skip", row=1, col=col)  # fmt: skip
+    figure.update_xaxes(range=window[:2], constrain="domain", row=1, col=col)
+    figure.update_yaxes(range=window[2:], scaleanchor=f"x{col}" if col > 1 else "x", constrain="domain", row=1, col=col)
 
 
 def triangles(lab) -> go.Figure:
-    """Confidence over the triangle of source and two ends, first source of the first seed, three walks at one scale."""
+    """Confidence in the plane of source and two ends, first source of the first seed, three walks at one scale."""
     arms = ("straight_line", "lst", "lst_robust")
     figure = make_subplots(1, 3, subplot_titles=[arm.replace("_", " ") for arm in arms], horizontal_spacing=0.08)
-    low = high = wide = 0.0
+    found = {arm: plane(lab.arms[arm].members[0]) for arm in arms}
+    known = {arm: seen for arm, seen in found.items() if seen is not None}
     for column, arm in enumerate(arms, 1):
-        member = lab.arms[arm].members[0]
-        seen = plane(member)
-        if seen is not None:
-            triangle_panel(figure, seen, 1, column, ("source", "1", "2"))
-            low, wide = min(low, seen[3][:, 0].min()), max(wide, seen[3][:, 0].max())
-            high = max(high, seen[3][:, 1].max())
-    room = 0.12 * max(wide - low, 1e-3)
-    figure.update_xaxes(range=[low - room, wide + room], title_text="distance [pixel values]")
-    figure.update_yaxes(range=[-room, high + room])
-    for column in range(1, 4):
-        figure.update_yaxes(scaleanchor="x" if column == 1 else f"x{column}", row=1, col=column)
-    figure.update_yaxes(title_text="distance [pixel values]", col=1)
+        if arm in known:
+            window = frame([seen[3] for seen in known.values()])
+            heat(figure, lab.arms[arm].members[0], known[arm], window, column, ("source", "1", "2"))
+    figure.update_xaxes(title_text="distance [pixel values]").update_yaxes(title_text="distance [pixel values]", col=1)
     size = {arm: last(lab, arm, "hull_confident_area").mean() for arm in arms}
     title = (f"Confident share of the triangle source, target 1, target 2, by area: straight line {size['straight_line']:.2f}, "
              f"lst {size['lst']:.2f}, lst on the robust network {size['lst_robust']:.2f}; shown is one source")  # fmt: skip
-    return style(figure, title, height=430).update_layout(margin_l=60)
+    return style(figure, title, height=400)
 
 
 def segments(lab) -> go.Figure:
@@ -206,7 +208,7 @@ def radius(lab) -> go.Figure:
         figure.add_scatter(x=list(means[metric]), y=list(means[metric].values()), mode="lines", name="mean", showlegend=column == 1,
                            line=dict(color=draw.BLUE, width=2.8), row=1, col=column)  # fmt: skip
         figure.update_yaxes(title_text=label, range=[0, 1.02], row=1, col=column)
-    figure.update_xaxes(title_text="radius of the training attack [share of the pixel range]")
+    figure.update_xaxes(title_text="training radius [share of the pixel range]")
     left, sure = (list(means[m].items()) for m in metrics)
     title = (f"From radius {left[0][0]:g} to {left[-1][0]:g} the distance left goes from {left[0][1]:.2f} to {left[-1][1]:.2f}, the "
              f"confidence in the sources from {sure[0][1]:.2f} to {sure[-1][1]:.2f}")  # fmt: skip
@@ -260,13 +262,12 @@ def film(net, params, frames: int = 8) -> go.Figure:
 def over_triangle(net, params) -> go.Figure:
     """Confidence over the triangle of the first source and what has been reached towards its two targets."""
     member = walked(net, params)
-    seen = None if member.corners is None else plane(member, 25)
+    seen = None if member.corners is None else plane(member)
     if seen is None:
         return style(go.Figure(), "No triangle yet, or an arm that walks to one target only")
     figure = make_subplots(1, 1)
-    triangle_panel(figure, seen, 1, 1, ("source", "blind spot 1", "blind spot 2"))
-    room = 0.15 * (np.ptp(seen[3][:, 0]) + 1e-3)
-    figure.update_xaxes(range=[seen[3][:, 0].min() - room, seen[3][:, 0].max() + room])
-    figure.update_yaxes(scaleanchor="x", range=[-room, seen[3][:, 1].max() + room])
-    title = f"Over the triangle confidence in {member.words} lies between {np.nanmin(seen[2]):.2f} and {np.nanmax(seen[2]):.2f}"
+    heat(figure, member, seen, frame([seen[3]]), 1, ("source", "blind spot 1", "blind spot 2"), 25)
+    inner = method.triangle(*member.corners[:, None])[0]
+    sure = sureness(member, inner)
+    title = f"Over the triangle confidence in {member.words} lies between {sure.min():.2f} and {sure.max():.2f}"
     return style(figure, title, x="distance [pixel values]", y="distance [pixel values]", height=430)
