@@ -352,7 +352,7 @@ ARMS = {
     "lst_quarter_eps": Walker(eps=1 / 4, triangles=False),
     "lst_sixteenth_eps": Walker(eps=1 / 16, triangles=False),
     "lst_robust": Walker(net="robust"),
-    "lst_transformer": Walker(net="transformer"),
+    "lst_transformer": Walker(net="transformer", triangles=False),
     "lst_linear": Walker("linear", net="linear"),
     "radii": OtherRadii,
 }
