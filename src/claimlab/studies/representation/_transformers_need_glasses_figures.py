@@ -34,15 +34,16 @@ def figures(lab) -> dict[str, go.Figure]:
 
 
 def _lines(figure, x, values, colour, name, at, *, shown=True, dash="solid", log=False, group=None) -> None:
-    """Mean over seeds of values [S, N] (of logarithms if `log`), each seed thin, and the 95 % interval as a band."""
+    """Mean over seeds of values [S, N] (of logarithms if `log`), each seed thin; from five on, the 95 % interval as a band."""
     values, group = np.asarray(values, float), group or name
     inside = np.log10(np.maximum(values, 1e-300)) if log else values
     out = (lambda v: 10**v) if log else (lambda v: v)
     pen = dict(mode="lines", legendgroup=group, hoverinfo="skip", showlegend=False, **at)
-    if len(values) > 1 and dash == "solid":
+    if len(values) >= 5 and dash == "solid":
         low, high = np.array([interval(column) for column in inside.T]).T
         figure.add_scatter(x=[*x, *x[::-1]], y=[*out(high), *out(low)[::-1]], fill="toself", fillcolor=faded(colour, 0.2),
                            **pen | dict(line_width=0))  # fmt: skip
+    if len(values) > 1 and dash == "solid":
         gaps = np.concatenate([np.append(row, np.nan) for row in values])
         figure.add_scatter(x=np.tile([*x, np.nan], len(values)), y=gaps, line=dict(color=colour, width=0.7), opacity=0.35, **pen)
     figure.add_scatter(x=x, y=out(inside.mean(0)), mode="lines", line=dict(color=colour, width=2.6, dash=dash), name=name,
@@ -96,7 +97,7 @@ def paths(p, seeds) -> go.Figure:
     ratio, tilt = float((bound / measured).median()), float(measured[..., :4].mean() / measured[..., -5:-1].mean())
     title = (f"Untrained networks, {p.position}: the bound holds with a factor of {ratio:,.0f} to spare; the first four tokens weigh "
              f"{tilt:.1f} times as much as the four before the last")  # fmt: skip
-    return style(figure, title, x="token i of the row [place]", y="spectral norm of the change of the last state with token i")
+    return style(figure, title, x="token i of the row [place]", y="reaction of the last state [spectral norm]", height=460)
 
 
 def by_length(models, p) -> go.Figure:
@@ -138,7 +139,7 @@ def attention(net, p, seed: int) -> go.Figure:
         _heads(figure, weights, dict(row=1, col=column), column == 1)
         even = dict(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash", width=1.5))
         figure.add_scatter(**even, name="even share", showlegend=column == 1, row=1, col=column)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1).update_yaxes(title_text="attention [share]", col=1)
+    figure.update_yaxes(type="log").update_yaxes(title_text="attention [share]", col=1)
     figure.update_xaxes(title_text="place in the row; the question is the last")
     title = (f"In the first layer the most attentive head gives the last sign {share[64]:.3f} of its attention in a row of 64 and "
              f"{share[256]:.3f} in a row of 256 (seed {seed})")  # fmt: skip
@@ -195,7 +196,7 @@ def letters(table, p) -> go.Figure:
 
 def distance_view(net, params) -> go.Figure:
     """Distance of the two last states against length, both formats, over the rounding noise of the chosen precision."""
-    n, p = [8, 16, 32, 64, 128], params
+    n, p = [8, 16, 32, 64, *([] if isinstance(net, nets.Recurrent) else [128])], params
     figure = go.Figure()
     for name, every, colour in (("plain", 0, GREY), ("commas", p.comma_every, BLUE)):
         figure.add_scatter(x=n, y=study.separation(net, p, every, n)[0], mode="lines+markers", name=name, line_color=colour)
@@ -204,6 +205,7 @@ def distance_view(net, params) -> go.Figure:
         floor = nets.apart(torch.stack(pair, 1)).clamp_min(1e-12).numpy()
         figure.add_scatter(x=n, y=floor, mode="lines", name="rounding noise", line=dict(color=INK, dash="dot"))
     _log_axes(figure)
+    figure.update_xaxes(dtick=math.log10(2))
     return style(figure, f"How far the state of 1...10 lies from that of 1...100 ({p.precision})", x="row length n [signs]",
                  y="L1 distance of the last states")  # fmt: skip
 
@@ -223,7 +225,7 @@ def attention_view(net, params) -> go.Figure:
     weights = asked(net, n, params)
     _heads(figure, weights, {}, True)
     figure.add_scatter(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash"), name="even share")
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(type="log")
     top = max(float(each[:, n - 1].max()) for each in weights)
     return style(figure, f"Of {n} ones the last gets {top:.3f} of a head's attention at most", x="place in the row", y="attention [share]")
 
