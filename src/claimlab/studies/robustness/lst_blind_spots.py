@@ -96,7 +96,7 @@ class Networks(Supervised):
 
     lr = 1e-3
     ahead = 1  # the attacked pictures depend on the network
-    vectorize = False  # convolutions of this size are faster one member after the other
+    vectorize = False  # a step and member take 27 ms in the loop and 25 ms stacked (one busy core)
     state = None
     every = property(lambda self: max(1, self.steps // 10))
 
