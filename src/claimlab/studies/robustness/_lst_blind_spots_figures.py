@@ -84,7 +84,8 @@ def walks(lab, arms) -> go.Figure:
             pen = dict(color=COLOURS[arm], width=3 if arm in ("lst", "straight_line", "lst_robust") else 1.6)
             figure.add_scatter(x=rows.index, y=rows, mode="lines", line=pen, name=arm, legendgroup=arm, showlegend=column == 1,
                                row=1, col=column)  # fmt: skip
-    figure.update_xaxes(title_text="walk step").update_yaxes(range=[0, 1.02])
+    top = max(1.02, 1.02 * lab.table[lab.table.arm.isin(arms) & (lab.table.metric == "relative_distance")]["value"].max())
+    figure.update_xaxes(title_text="walk step").update_yaxes(range=[0, top], col=1).update_yaxes(range=[0, 1.02], col=2)
     figure.update_yaxes(title_text=f"{DISTANCE} [1 at the source]", col=1).update_yaxes(title_text=f"{CONFIDENCE} [mean]", col=2)
     left = {arm: last(lab, arm, "relative_distance").mean() for arm in arms}
     nearest = min(left, key=left.get)
@@ -141,8 +142,9 @@ def heat(figure, member, seen, window, col: int, names, side: int = 41) -> None:
     z = sureness(member, points).view(side, side).cpu().numpy()
     figure.add_heatmap(x=x, y=y, z=z, zmin=0, zmax=1, colorscale="Cividis", showscale=col == 1, row=1, col=col,
                        hovertemplate="%{z:.2f}<extra></extra>", colorbar=dict(title="confidence", len=0.9))  # fmt: skip
+    places = ["bottom right", "bottom center", "top center", "top center"]
     figure.add_scatter(x=outline[:, 0], y=outline[:, 1], mode="lines+markers+text", line=dict(color="#D55E00", width=2),
-                       text=[*names, ""], textposition=["bottom center"] * 2 + ["top center"] * 2, textfont=dict(color="#D55E00"),
+                       text=[*names, ""], textposition=places, textfont=dict(color="#D55E00"),
                        showlegend=False, hoverinfo="skip", row=1, col=col)  # fmt: skip
     figure.update_xaxes(range=window[:2], constrain="domain", row=1, col=col)
     figure.update_yaxes(range=window[2:], scaleanchor=f"x{col}" if col > 1 else "x", constrain="domain", row=1, col=col)
@@ -207,7 +209,8 @@ def radius(lab) -> go.Figure:
                            marker=dict(size=7, color=draw.BLUE, opacity=0.5), row=1, col=column)  # fmt: skip
         figure.add_scatter(x=list(means[metric]), y=list(means[metric].values()), mode="lines", name="mean", showlegend=column == 1,
                            line=dict(color=draw.BLUE, width=2.8), row=1, col=column)  # fmt: skip
-        figure.update_yaxes(title_text=label, range=[0, 1.02], row=1, col=column)
+        top = max(1.02, 1.05 * max(value for _, value in mine))
+        figure.update_yaxes(title_text=label, range=[0, top], row=1, col=column)
     figure.update_xaxes(title_text="training radius [share of the pixel range]")
     left, sure = (list(means[m].items()) for m in metrics)
     title = (f"From radius {left[0][0]:g} to {left[-1][0]:g} the distance left goes from {left[0][1]:.2f} to {left[-1][1]:.2f}, the "
