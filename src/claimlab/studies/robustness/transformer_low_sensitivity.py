@@ -44,7 +44,7 @@ class Params:
     majority_margin: int = knob(1, "by how much the frequent tokens agree with the label", low=1, high=9, unit="tokens")
     match_accuracy: float = knob(0.95, "training accuracy at which architectures are compared", low=0.7, high=0.99, unit="fraction")
     layers: int = knob(2, "transformer depth", low=1, high=4)
-    lr: float = knob(0.001, "step size, also of the rivals; each arm multiplies it by its own factor", low=0.0001, high=0.01, live=True)
+    lr: float = knob(0.001, "step size, also of the rivals; a third of what training reaches at its peak", low=0.0001, high=0.01, live=True)
     data: str = knob("digits", "pictures: 8 x 8 digits as 16 patches, or 28 x 28 MNIST as 49", choices=("digits", "mnist"))
     images: int = knob(1300, "training images", low=100, high=4000)
     strings: int = knob(2000, "training strings; half as many are asked in each test", low=100, high=20000)
@@ -116,7 +116,7 @@ class Pupil(nn.Module):
 class Classifier(Task):
     """One architecture on pictures and on strings, side by side as two players. All arms of a seed see the same minibatches.
 
-    `pace` multiplies the learning rate: the better of 1 and 3 for each architecture on development seeds. `thorough` arms are
+    `pace` multiplies the learning rate: the better of 1 and 3 on development seeds, for every arm 3. `thorough` arms are
     measured with all probes near the match; the others, which no claim on sensitivity names, with a quarter of the inputs
     and one draw.
     """
@@ -128,6 +128,10 @@ class Classifier(Task):
 
     every = property(lambda self: max(5, self.steps // (20 if self.thorough else 10)))
     lr = property(lambda self: self.p.lr * self.pace)
+
+    def schedule(self, step, steps):
+        """Rises over the first tenth of the steps, then falls in a straight line."""
+        return min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1.0)
 
     def bind(self, seed):
         bound, p = type(self)(self.p), self.p
@@ -219,7 +223,7 @@ class Classifier(Task):
 
 
 class Mlp(Classifier):
-    kind, pace = "mlp", 1.0
+    kind = "mlp"
 
 
 class Cnn(Classifier):
@@ -237,7 +241,7 @@ class NoPlaces(Classifier):
 class Augmented(Classifier):
     """The second half of every minibatch is shown with noise on all patches."""
 
-    pace, thorough, settings, noisy = 1.0, False, ("pictures",), True
+    thorough, settings, noisy = False, ("pictures",), True
 
     def picture_loss(self, net, x, y, noisy):
         half = len(x) // 2
@@ -246,8 +250,6 @@ class Augmented(Classifier):
 
 class Penalised(Augmented):
     """Cross-entropy + penalty * mean ||F(x) - F(x~)||^2."""
-
-    pace = 3.0
 
     def picture_loss(self, net, x, y, noisy):
         if self.p.penalty == 0:
