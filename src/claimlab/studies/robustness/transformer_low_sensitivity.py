@@ -44,7 +44,7 @@ class Params:
     majority_margin: int = knob(1, "by how much the frequent tokens agree with the label", low=1, high=9, unit="tokens")
     match_accuracy: float = knob(0.95, "training accuracy at which architectures are compared", low=0.7, high=0.99, unit="fraction")
     layers: int = knob(2, "transformer depth", low=1, high=4)
-    lr: float = knob(0.001, "step size, also of the rivals; a third of what training reaches at its peak", low=0.0001, high=0.01, live=True)
+    lr: float = knob(0.001, "step size, also of the rivals; training peaks at three times as much", low=0.0001, high=0.01, live=True)
     data: str = knob("digits", "pictures: 8 x 8 digits as 16 patches, or 28 x 28 MNIST as 49", choices=("digits", "mnist"))
     images: int = knob(1300, "training images", low=100, high=4000)
     strings: int = knob(2000, "training strings; half as many are asked in each test", low=100, high=20000)
