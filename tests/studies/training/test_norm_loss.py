@@ -269,6 +269,9 @@ def test_batch_sizes_see_as_many_images():
     p = STUDY.make()
     seen = [task(p).steps * task(p).batch_size for task in M.ARMS["norm_loss"].stages.values()]
     assert seen[0] == seen[2] == 9600 and abs(seen[1] / 9600 - 1) < 0.02
+    more = M.ARMS["norm_loss"](replace(p, variants=True, batch=128, width=4), [0])
+    assert [task.batch_size for task in more.tasks_by_stage.values()] == [16, 32, 256, 128]
+    assert [len(task.coefficients()) for task in more.tasks_by_stage.values()] == [1, 1, 1, 9]
 
 
 # ---- the experiment

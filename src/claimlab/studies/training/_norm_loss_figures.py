@@ -77,8 +77,9 @@ def sensitivity(lab) -> go.Figure:
         figure.add_scatter(x=[x[0], x[-1]], y=[plain, plain], mode="lines", name=NAMES["none"],
                            line=dict(color=INK, dash="dash", width=1.5))  # fmt: skip
     judged = [at for at, scale in zip(x, scales, strict=True) if scale <= max(study.JUDGED)]
-    figure.add_vrect(x0=judged[-1] * 1.5, x1=max(x[-1], judged[-1] * 1.5) * 1.5, fillcolor=faded(GREY, 0.15), line_width=0,
-                     annotation_text="not judged", annotation_position="inside top left")  # fmt: skip
+    figure.add_vrect(x0=judged[-1] * 1.5, x1=max(x[-1], judged[-1] * 1.5) * 1.5, fillcolor=faded(GREY, 0.15), line_width=0)
+    figure.add_annotation(x=np.log10(judged[-1] * 1.6), y=0.02, yref="paper", xanchor="left", yanchor="bottom", text="not judged",
+                          showarrow=False)  # fmt: skip
     figure.update_xaxes(type="log", title_text=title, exponentformat="power", dtick=1)
     figure.update_yaxes(title_text="accuracy [share of test images]")
     spread = {arm: last(lab, arm, "accuracy_range_lambda").mean() for arm in MAIN}
@@ -155,12 +156,12 @@ def step_time(lab) -> go.Figure:
     """What a step of norm loss costs, next to weight decay: a dot a seed."""
     values, colours = last(lab, "norm_loss", "step_time_ratio"), arm_colours(lab)
     low, high = edges(values)
-    figure = go.Figure(go.Bar(x=["weight decay (the optimiser's own)", "norm loss (closed form)"], y=[1.0, values.mean()],
-                              marker_color=[faded(colours.get("weight_decay", GREY), 0.6), faded(colours.get("norm_loss", BLUE), 0.6)],
+    tints = [faded(colours.get(arm, GREY), 0.6) for arm in MAIN]
+    figure = go.Figure(go.Bar(x=[0, 1], y=[1.0, values.mean()], marker_color=tints,
                               error_y=dict(array=[0, high - values.mean()], arrayminus=[0, values.mean() - low], color=INK)))  # fmt: skip
-    for k, value in enumerate(np.sort(values)):
-        figure.add_scatter(x=["norm loss (closed form)"], y=[value], mode="markers", marker=dict(color=BLUE, size=6),
-                           showlegend=False, hovertemplate=f"{value:.3f}<extra>{k}</extra>")  # fmt: skip
+    figure.add_scatter(x=1 + np.linspace(-0.3, 0.3, len(values)), y=values, mode="markers", marker=dict(color=BLUE, size=6),
+                       hovertemplate="%{y:.3f}<extra></extra>")  # fmt: skip
+    figure.update_xaxes(tickvals=[0, 1], ticktext=["weight decay (the optimiser's own)", "norm loss (closed form)"])
     figure.add_hline(y=1.1, line=dict(dash="dash", color=INK, width=1.2), annotation_text="margin 1.1",
                      annotation_position="top left", annotation_font_color=INK)  # fmt: skip
     figure.update_yaxes(title_text="median time of a step [times weight decay's]", rangemode="tozero")

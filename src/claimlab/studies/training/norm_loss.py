@@ -49,7 +49,7 @@ class Params:
     variants: bool = knob(False, "nine coefficients and five batch sizes, and the two methods on textures and in a wide network")
     seeds: int = knob(10, "independent repetitions, each with its own split, noise and initial weights", low=2, high=64)
     SMOKE = dict(steps=15, seeds=2, width=4, batch=256)
-    FULL = dict(steps=600, seeds=10, variants=True)
+    FULL = dict(steps=450, seeds=10, variants=True)
     CONTROL = Control(
         set=dict(noise=0.0), vanishes=("beats-weight-decay",),
         why="Clean digits are easy: with nearly every test image right under either method there is little left to regularise, "
