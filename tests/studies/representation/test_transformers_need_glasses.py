@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import linregress
@@ -273,7 +274,7 @@ def test_control_refutes_the_commas(smoke):
     same = table[table.arm == "plain"]
     five = [same[same.seed == 1000].assign(seed=s, value=0.1 * s, arm=arm) for s in range(5) for arm in ("plain", "commas")]
     claim = next(c for c in STUDY.claims if c.id == "commas-help")
-    assert judge(claim, __import__("pandas").concat(five)).verdict == "refuted" and STUDY.control.set == dict(comma_every=0)
+    assert judge(claim, pd.concat(five)).verdict == "refuted" and STUDY.control.set == dict(comma_every=0)
 
 
 def test_smoke_records_every_claim_and_draws(smoke):

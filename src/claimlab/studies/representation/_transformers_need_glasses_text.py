@@ -26,7 +26,7 @@ from claimlab.studies.representation import _transformers_need_glasses_rows as r
 from claimlab.training import Run, Task, Tick
 
 NEEDED = ("0", "1", ",")
-WINDOW, SEEDS = 128, 2
+WINDOW, SEEDS, FED = 128, 2, 700
 
 
 def path() -> str:
@@ -160,7 +160,7 @@ class Text:
                 found = [{"letter_loss": float(loss)} for loss in tick.losses]
             if tick and last:
                 tokens = self.run.task.text.tokens
-                seen = [self.measured(lambda t, net=net: net(t, self.p.logit_gain), tokens, 1500) for net in self.nets]
+                seen = [self.measured(lambda t, net=net: net(t, self.p.logit_gain), tokens, FED) for net in self.nets]
                 found = [known | more for known, more in zip(found, seen, strict=True)]
             yield tick and self.told(tick.step, found)
 
