@@ -250,9 +250,9 @@ class Read:
         self.members = list(getattr(source, "members", []))
 
     def ticks(self):
-        found = self.measure(self.p, self.seeds, self.source)
+        self.found = self.measure(self.p, self.seeds, self.source)
         self.step = 1
-        yield Tick(1, found)
+        yield Tick(1, self.found)
 
 
 @dataclass(frozen=True)
@@ -311,12 +311,10 @@ def bf16(p: Params, seeds: list[int], _source) -> list[dict[str, float]]:
 
 
 def copied(which: str) -> Callable:
-    """Accuracy on one of the two test sets."""
+    """Accuracy on one of the two test sets of the arm `plain`."""
 
-    def measure(p: Params, seeds: list[int], network: Run) -> list[dict[str, float]]:
-        place = ("first", "last").index(which)
-        at = {"in_range": rows.in_range(p.max_train), "long": rows.beyond(p.max_train)}
-        return [{f"copy_accuracy_{name}": examine(net, p, 0, n)["copy"][place].mean() for name, n in at.items()} for net in network.members]
+    def measure(p: Params, seeds: list[int], source: Read) -> list[dict[str, float]]:
+        return [{f"copy_accuracy_{name}": one[f"{which}_{name}"] for name in ("in_range", "long")} for one in source.found]
 
     return measure
 
@@ -338,7 +336,7 @@ def frozen_attention(p: Params, seeds: list[int], _source) -> list[dict[str, flo
 
 ARMS = {
     "network": Network, "plain": Reading(plain, "network"), "bf16": Reading(bf16), "commas": Reading(commas, "network"),
-    "copy_first": Reading(copied("first"), "network"), "copy_last": Reading(copied("last"), "network"),
+    "copy_first": Reading(copied("first"), "plain"), "copy_last": Reading(copied("last"), "plain"),
     "sharp_attention": Few(Sharp), "frozen_attention": Reading(frozen_attention), "recurrent": Few(Recurrent),
     "text": text.Arm(),
 }  # fmt: skip
