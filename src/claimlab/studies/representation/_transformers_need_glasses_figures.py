@@ -33,21 +33,21 @@ def figures(lab) -> dict[str, go.Figure]:
 # ---- helpers
 
 
-def _lines(figure, x, values, colour, name, at, *, shown=True, dash="solid", log=False, group=None) -> None:
-    """Mean over seeds of values [S, N] (of logarithms if `log`), each seed thin; from five on, the 95 % interval as a band."""
-    values, group = np.asarray(values, float), group or name
+def _lines(figure, x, values, colour, name, at, *, shown=True, dash="solid", log=False, top=None) -> None:
+    """Mean over seeds of values [S, N] (of logarithms if `log`), each seed thin; from five on a 95 % band, cut at `top`."""
+    values = np.asarray(values, float)
     inside = np.log10(np.maximum(values, 1e-300)) if log else values
     out = (lambda v: 10**v) if log else (lambda v: v)
-    pen = dict(mode="lines", legendgroup=group, hoverinfo="skip", showlegend=False, **at)
+    pen = dict(mode="lines", legendgroup=name, hoverinfo="skip", showlegend=False, **at)
     if len(values) >= 5 and dash == "solid":
         low, high = np.array([interval(column) for column in inside.T]).T
-        figure.add_scatter(x=[*x, *x[::-1]], y=[*out(high), *out(low)[::-1]], fill="toself", fillcolor=faded(colour, 0.2),
-                           **pen | dict(line_width=0))  # fmt: skip
+        edge = [*np.minimum(out(high), top or np.inf), *out(low)[::-1]]
+        figure.add_scatter(x=[*x, *x[::-1]], y=edge, fill="toself", fillcolor=faded(colour, 0.2), **pen | dict(line_width=0))
     if len(values) > 1 and dash == "solid":
         gaps = np.concatenate([np.append(row, np.nan) for row in values])
         figure.add_scatter(x=np.tile([*x, np.nan], len(values)), y=gaps, line=dict(color=colour, width=0.7), opacity=0.35, **pen)
     figure.add_scatter(x=x, y=out(inside.mean(0)), mode="lines", line=dict(color=colour, width=2.6, dash=dash), name=name,
-                       legendgroup=group, showlegend=shown, **at)  # fmt: skip
+                       legendgroup=name, showlegend=shown, **at)  # fmt: skip
 
 
 def _log_axes(figure, **at) -> None:
@@ -104,14 +104,15 @@ def by_length(models, p) -> go.Figure:
     """Balanced accuracy of both copy questions and the error of the count, against the length of the row."""
     at = list(range(rows.LEAST, 4 * p.max_train + 1, max(1, p.max_train // 6)))
     heads = ("Repeat the first sign", "Repeat the last sign", "Count the ones")
-    figure, ends = make_subplots(1, 3, subplot_titles=heads, horizontal_spacing=0.07), {}
+    figure, ends = make_subplots(1, 3, subplot_titles=heads, horizontal_spacing=0.12), {}
     for arm, members in models.items():
         name, colour = MODELS[arm]
         seen = [study.examine(net, p, 0, at) for net in members]
         for column in (1, 2, 3):
             values = np.stack([one["copy"][column - 1] if column < 3 else one["count"] for one in seen])
             ends[arm, column] = values[:, np.array(at) > p.max_train].mean()
-            _lines(figure, np.array(at), values, colour, name, dict(row=1, col=column), shown=column == 1)
+            _lines(figure, np.array(at), values, colour, name, dict(row=1, col=column), shown=column == 1,
+                   top=1.0 if column < 3 else None)  # fmt: skip
     figure.add_vline(x=p.max_train, line=dict(color=INK, dash="dash", width=1))
     figure.update_xaxes(title_text="row length n [signs]").update_yaxes(range=[0.2, 1.04], row=1, col=1)
     figure.update_yaxes(range=[0.2, 1.04], row=1, col=2).update_yaxes(title_text="balanced accuracy [share]", row=1, col=1)
@@ -139,7 +140,7 @@ def attention(net, p, seed: int) -> go.Figure:
         _heads(figure, weights, dict(row=1, col=column), column == 1)
         even = dict(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash", width=1.5))
         figure.add_scatter(**even, name="even share", showlegend=column == 1, row=1, col=column)
-    figure.update_yaxes(type="log").update_yaxes(title_text="attention [share]", col=1)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1).update_yaxes(title_text="attention [share]", col=1)
     figure.update_xaxes(title_text="place in the row; the question is the last")
     title = (f"In the first layer the most attentive head gives the last sign {share[64]:.3f} of its attention in a row of 64 and "
              f"{share[256]:.3f} in a row of 256 (seed {seed})")  # fmt: skip
@@ -149,7 +150,7 @@ def attention(net, p, seed: int) -> go.Figure:
 def _heads(figure, weights, at, shown) -> None:
     for layer, each in enumerate(weights):
         for head, line in enumerate(each):
-            figure.add_scatter(x=np.arange(len(line)), y=np.maximum(line, 1e-6), mode="lines", name=f"layer {layer + 1}",
+            figure.add_scatter(x=np.arange(len(line)), y=np.maximum(line, 1e-5), mode="lines", name=f"layer {layer + 1}",
                                line=dict(color=(BLUE, *OTHERS)[layer % 7], width=1.3), legendgroup=str(layer), opacity=0.85,
                                showlegend=shown and head == 0, **at)  # fmt: skip
 
@@ -165,7 +166,7 @@ def formats(members, p) -> go.Figure:
         right = np.stack([study.examine(net, p, every, at)["copy"].mean(0) for net in members])
         ends[name] = np.log10(np.maximum(gap[:, n == study.AT], 1e-300)).mean()
         _lines(figure, n, gap, colour, name, dict(row=1, col=1), log=True)
-        _lines(figure, np.array(at), right, colour, name, dict(row=1, col=2), shown=False)
+        _lines(figure, np.array(at), right, colour, name, dict(row=1, col=2), shown=False, top=1.0)
     figure.update_xaxes(type="log", dtick=math.log10(2), row=1, col=1)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, title_text="L1 distance", row=1, col=1)
     figure.update_yaxes(title_text="balanced accuracy [share]", range=[0.2, 1.04], row=1, col=2)
@@ -225,7 +226,7 @@ def attention_view(net, params) -> go.Figure:
     weights = asked(net, n, params)
     _heads(figure, weights, {}, True)
     figure.add_scatter(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash"), name="even share")
-    figure.update_yaxes(type="log")
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     top = max(float(each[:, n - 1].max()) for each in weights)
     return style(figure, f"Of {n} ones the last gets {top:.3f} of a head's attention at most", x="place in the row", y="attention [share]")
 
