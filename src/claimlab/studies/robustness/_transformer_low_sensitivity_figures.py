@@ -104,7 +104,8 @@ def robustness(lab) -> go.Figure:
         title += f". The penalty takes the transformer from {plain:.2f} to {reg:.2f}"
         title += f" (blur, contrast, pixelation: {calm:.2f} to {calm_reg:.2f})"
     if min(x for x, _ in every) > 0:
-        figure.update_xaxes(type="log", dtick="D2")
+        marks = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
+        figure.update_xaxes(type="log", tickvals=marks, ticktext=[str(mark) for mark in marks])
     return style(figure, title, height=480, x="sensitivity on training inputs [share of changes that turn the answer]",
                  y="accuracy on corrupted test inputs")  # fmt: skip
 
@@ -118,7 +119,7 @@ def strings(lab) -> go.Figure:
     if left:
         title += f" (training strings not learned to 0.99 by every seed of {', '.join(left)})"
     figure = curve(lab.table, "frequent_share", arms=arms, title=title, y_title="answers that follow the majority [share]",
-                   palette=arm_colours(lab), references={"neither cue": 0.5}, height=460)  # fmt: skip
+                   palette=arm_colours(lab), references={"a coin toss": 0.5}, height=460)  # fmt: skip
     return figure.update_yaxes(range=[-0.03, 1.03])
 
 
@@ -148,7 +149,7 @@ def maps(lab) -> go.Figure:
     title = "How often a change of one patch turns the answer. Most uneven: "
     title += f"{most}, whose touchiest patch has {peak[most]:.1f} times its mean (colours end at {top:.2f})"
     figure = style(figure, title, height=120 + 190 * rows)
-    return figure.update_layout(margin_t=figure.layout.margin.t + 40, margin_b=24)
+    return figure.update_layout(margin_t=figure.layout.margin.t + 26, margin_b=24)
 
 
 def random_networks(params) -> go.Figure:
