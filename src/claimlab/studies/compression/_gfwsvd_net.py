@@ -99,7 +99,7 @@ def moments(net: CharTransformer, windows: Tensor) -> dict[tuple[int, str], tupl
         for key, g in zip(keys, slopes, strict=True):
             x, g = seen[key].flatten(0, 1).double(), g.flatten(0, 1).double()
             new = [x.T @ x, g.T @ g, x.abs().sum(0)]
-            sums[key] = [a + b for a, b in zip(sums.get(key, new), new, strict=True)] if key in sums else new
+            sums[key] = [a + b for a, b in zip(sums[key], new, strict=True)] if key in sums else new
     count = windows[:, 1:].numel()
     return {key: tuple(part / count for part in parts) for key, parts in sums.items()}
 
