@@ -25,8 +25,9 @@ def figures(lab) -> dict[str, go.Figure]:
     found = {"collapse": collapse(p, seeds), "paths": paths(p, seeds)}
     models = {name: list(lab.arms[name].members) for name in MODELS if name in lab.arms}
     if "network" in models:
-        found |= {"by_length": by_length(models, p), "attention": attention(models["network"][0], p, lab.seeds[0]),
-                  "commas": formats(models["network"], p)}  # fmt: skip
+        seen = {arm: [study.examine(net, p, 0, _lengths(p)) for net in members] for arm, members in models.items()}
+        found |= {"by_length": by_length(seen, p), "attention": attention(models["network"][0], p, lab.seeds[0]),
+                  "commas": formats(models["network"], seen["network"], p)}  # fmt: skip
     return found | ({"letters": letters(lab.table, p)} if "text" in lab.arms else {})
 
 
@@ -100,16 +101,20 @@ def paths(p, seeds) -> go.Figure:
     return style(figure, title, x="token i of the row [place]", y="reaction of the last state [spectral norm]", height=460)
 
 
-def by_length(models, p) -> go.Figure:
-    """Balanced accuracy of both copy questions and the error of the count, against the length of the row."""
-    at = list(range(rows.LEAST, 4 * p.max_train + 1, max(1, p.max_train // 6)))
+def _lengths(p) -> list[int]:
+    """From the shortest training row to four times the longest."""
+    return list(range(rows.LEAST, 4 * p.max_train + 1, max(1, p.max_train // 6)))
+
+
+def by_length(seen, p) -> go.Figure:
+    """Balanced accuracy of both copy questions and the error of the count, against the length of the row; `seen` by arm."""
+    at = _lengths(p)
     heads = ("Repeat the first sign", "Repeat the last sign", "Count the ones")
     figure, ends = make_subplots(1, 3, subplot_titles=heads, horizontal_spacing=0.12), {}
-    for arm, members in models.items():
+    for arm, members in seen.items():
         name, colour = MODELS[arm]
-        seen = [study.examine(net, p, 0, at) for net in members]
         for column in (1, 2, 3):
-            values = np.stack([one["copy"][column - 1] if column < 3 else one["count"] for one in seen])
+            values = np.stack([one["copy"][column - 1] if column < 3 else one["count"] for one in members])
             ends[arm, column] = values[:, np.array(at) > p.max_train].mean()
             _lines(figure, np.array(at), values, colour, name, dict(row=1, col=column), shown=column == 1,
                    top=1.0 if column < 3 else None)  # fmt: skip
@@ -140,7 +145,7 @@ def attention(net, p, seed: int) -> go.Figure:
         _heads(figure, weights, dict(row=1, col=column), column == 1)
         even = dict(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash", width=1.5))
         figure.add_scatter(**even, name="even share", showlegend=column == 1, row=1, col=column)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1).update_yaxes(title_text="attention [share]", col=1)
+    figure.update_yaxes(rangemode="tozero").update_yaxes(title_text="attention [share]", col=1)
     figure.update_xaxes(title_text="place in the row; the question is the last")
     title = (f"In the first layer the most attentive head gives the last sign {share[64]:.3f} of its attention in a row of 64 and "
              f"{share[256]:.3f} in a row of 256 (seed {seed})")  # fmt: skip
@@ -150,20 +155,20 @@ def attention(net, p, seed: int) -> go.Figure:
 def _heads(figure, weights, at, shown) -> None:
     for layer, each in enumerate(weights):
         for head, line in enumerate(each):
-            figure.add_scatter(x=np.arange(len(line)), y=np.maximum(line, 1e-5), mode="lines", name=f"layer {layer + 1}",
+            figure.add_scatter(x=np.arange(len(line)), y=line, mode="lines", name=f"layer {layer + 1}",
                                line=dict(color=(BLUE, *OTHERS)[layer % 7], width=1.3), legendgroup=str(layer), opacity=0.85,
                                showlegend=shown and head == 0, **at)  # fmt: skip
 
 
-def formats(members, p) -> go.Figure:
+def formats(members, unmarked, p) -> go.Figure:
     """With and without separators: distance of the last states, and accuracy of both copy questions, against the length."""
     figure = make_subplots(1, 2, subplot_titles=("Distance of the last states", "Accuracy, mean of both copy questions"),
                            horizontal_spacing=0.12)  # fmt: skip
-    n, at = 2 ** np.arange(3, 10), list(range(rows.LEAST, 4 * p.max_train + 1, max(1, p.max_train // 6)))
-    ends = {}
-    for name, every, colour in (("plain", 0, GREY), ("commas", p.comma_every, BLUE)):
+    n, at, ends = 2 ** np.arange(3, 10), _lengths(p), {}
+    marked = [study.examine(net, p, p.comma_every, at) for net in members]
+    for name, every, seen, colour in (("plain", 0, unmarked, GREY), ("commas", p.comma_every, marked, BLUE)):
         gap = np.stack([study.separation(net, p, every, n.tolist())[0] for net in members])
-        right = np.stack([study.examine(net, p, every, at)["copy"].mean(0) for net in members])
+        right = np.stack([one["copy"].mean(0) for one in seen])
         ends[name] = np.log10(np.maximum(gap[:, n == study.AT], 1e-300)).mean()
         _lines(figure, n, gap, colour, name, dict(row=1, col=1), log=True)
         _lines(figure, np.array(at), right, colour, name, dict(row=1, col=2), shown=False, top=1.0)
@@ -188,6 +193,7 @@ def letters(table, p) -> go.Figure:
         _lines(figure, np.array(sorted(found)), values, colour, name, {}, log=True)
         ends[name] = np.polyfit(np.log10(sorted(found)), np.log10(np.maximum(values, 1e-300)).mean(0), 1)[0]
     _log_axes(figure)
+    figure.update_yaxes(dtick="D2")
     title = f"A model of letters: slope of log distance on log n {ends['plain']:.2f} plain, {ends['commas']:.2f} with commas"
     return style(figure, title, x="row length n [signs, separators not counted]", y="L1 distance of the last states")
 
@@ -226,7 +232,7 @@ def attention_view(net, params) -> go.Figure:
     weights = asked(net, n, params)
     _heads(figure, weights, {}, True)
     figure.add_scatter(x=[0, n], y=[1 / (n + 1)] * 2, mode="lines", line=dict(color=INK, dash="dash"), name="even share")
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(rangemode="tozero")
     top = max(float(each[:, n - 1].max()) for each in weights)
     return style(figure, f"Of {n} ones the last gets {top:.3f} of a head's attention at most", x="place in the row", y="attention [share]")
 
