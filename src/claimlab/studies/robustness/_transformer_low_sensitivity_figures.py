@@ -198,9 +198,12 @@ def flip_map(net, params) -> go.Figure:
     flips = net.flips.cpu().numpy()
     if not np.isfinite(flips).all():
         return message("Not measured yet")
-    figure = go.Figure(go.Heatmap(z=grid_of(flips), colorscale="Cividis", zmin=0, colorbar_title="flips [share]"))
+    figure = go.Figure(go.Heatmap(z=grid_of(flips), colorscale="Cividis", zmin=0, zmax=float(flips.max()) or 1.0,
+                                  colorbar_title="flips [share]"))  # fmt: skip
     figure = style(figure, f"A change of one patch turns {flips.mean():.1%} of the answers; of the touchiest patch {flips.max():.1%}",
                    x="column of the patch", y="row of the patch")  # fmt: skip
+    if len(grid_of(flips)) > 1:
+        figure.update_xaxes(constrain="domain", dtick=1).update_yaxes(scaleanchor="x", constrain="domain", dtick=1)
     return figure.update_yaxes(autorange="reversed")
 
 
@@ -214,7 +217,8 @@ def attention_view(net, params) -> go.Figure:
         answer = int(net.pictures(x.to(net.flips.device)).argmax())
     figure = make_subplots(1, 2, subplot_titles=("The input", "Attention of the last block"), horizontal_spacing=0.08)
     figure.add_heatmap(z=picture, colorscale="Greys_r", showscale=False, row=1, col=1)
-    figure.add_heatmap(z=grid_of(weights), colorscale="Viridis", zmin=0, colorbar_title="share", row=1, col=2)
+    figure.add_heatmap(z=grid_of(weights), colorscale="Viridis", zmin=0, zmax=float(weights.max()), colorbar_title="share",
+                       row=1, col=2)  # fmt: skip
     figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False, autorange="reversed", constrain="domain")
     if picture.shape[0] > 1:
         figure.update_yaxes(scaleanchor="x", col=1).update_yaxes(scaleanchor="x2", col=2)
@@ -239,5 +243,6 @@ def string_view(net, params) -> go.Figure:
         figure.add_bar(x=where, y=[1] * len(where), name=f"{name} ({len(where)})", marker_color=colour,
                        hovertext=[f"token {row[i]}" for i in where])  # fmt: skip
     follows = "the majority" if vote > 0.5 else "the sparse token"
-    figure = style(figure, f"This network follows {follows}: probability {vote:.2f} for the majority's class", x="place in the string")
+    title = f"This network follows {follows}: probability {vote:.2f} for the majority's class"
+    figure = style(figure, title, x="place in the string", height=260)
     return figure.update_layout(bargap=0.1).update_yaxes(visible=False)
