@@ -185,10 +185,11 @@ def rates(lab) -> go.Figure:
     ends = {setting: _last(lab, f"val_loss_{setting}") for setting in ("clean", "outliers", "heavy")}
     found = go.Figure()
     for arm in [arm for arm in PLAIN if arm in lab.arms]:
-        values = [ends[setting][arm] for setting in ends]
+        trained = [k for k, setting in enumerate(ends) if arm in ends[setting]]
+        values = [values[arm] for values in ends.values() if arm in values]
         means = np.array([v.mean() for v in values])
         low, high = np.array([interval(v) for v in values]).T
-        found.add_scatter(x=[0, 1, 2], y=means, mode="lines+markers", line={"color": COLOURS[arm], "width": 2.5}, name=arm,
+        found.add_scatter(x=trained, y=means, mode="lines+markers", line={"color": COLOURS[arm], "width": 2.5}, name=arm,
                           error_y={"array": high - means, "arrayminus": means - low, "color": COLOURS[arm]})  # fmt: skip
     rise = {arm: ends["heavy"][arm].mean() - ends["clean"][arm].mean() for arm in ("muon", "root")}
     title = f"From no outliers to the most, Muon's loss changes by {rise['muon']:+.2f} and ROOT's by {rise['root']:+.2f} nats"

@@ -42,7 +42,7 @@ class Params:
     digits: bool = knob(False, "train a perceptron on digits beside it")
     rivals: bool = knob(True, "train clipped Muon, the two ablations and the exact polar factor too")
     fit_steps: int = knob(400, "Adam steps of the fit of the numbers", low=1, high=5000)
-    steps: int = knob(150, "optimiser steps", low=4, high=10000)
+    steps: int = knob(120, "optimiser steps", low=4, high=10000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(width=32, layers=1, steps=8, seeds=2, fit_steps=20, rivals=False)
     FULL = dict(steps=800, seeds=10, digits=True)
@@ -254,6 +254,7 @@ class Rival(Muon):
 
 
 class MuonClip(Rival):
+    settings = ("clean", "outliers")
     clip = 1.0
 
 
@@ -262,12 +263,12 @@ class Root(Muon):
 
 
 class RootNs(Rival):
-    settings = ("clean", "outliers")
+    settings = ("outliers",)
     tuned = True
 
 
 class RootSoft(Rival):
-    settings = ("clean", "outliers")
+    settings = ("outliers",)
     shaves = True
 
 
