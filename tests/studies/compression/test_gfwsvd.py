@@ -256,6 +256,22 @@ def test_with_identities_for_factors_the_method_is_plain_svd(smoke):
     assert not all(torch.equal(x, y) for x, y in zip(other.parameters(), plain.parameters(), strict=True))
 
 
+def test_factors_in_random_order_keep_their_eigenvalues_and_lose_what_they_knew(smoke):
+    trained = smoke.arms["uncut"].members[0]
+    arms = {name: M.ARMS[name](STUDY.make(dict(shuffled=True), profile="smoke")).bind(1000) for name in ("gfwsvd", "gfwsvd_diag")}
+    found, again = arms["gfwsvd"].norms(trained.report)[0], arms["gfwsvd"].norms(trained.report)[0]
+    for key, pair in found.items():
+        for one, same, kind in zip(pair, again[key], "ab", strict=True):
+            fitted = trained.report.get(key, kind)
+            assert torch.equal(one, same) and not torch.equal(one, fitted)
+            assert np.allclose(np.linalg.eigvalsh(one.numpy()), np.linalg.eigvalsh(fitted.numpy()), atol=1e-9)
+            assert sorted(one.diagonal().tolist()) == sorted(fitted.diagonal().tolist())
+    diagonal = arms["gfwsvd_diag"].norms(trained.report)[0]
+    assert all(torch.equal(diagonal[key][0], found[key][0].diagonal().diag()) for key in found)
+    arms["gfwsvd"].p = STUDY.make(profile="smoke")
+    assert all(torch.equal(pair[0], trained.report.get(key, "a")) for key, pair in arms["gfwsvd"].norms(trained.report)[0].items())
+
+
 def test_the_diagonal_fisher_takes_its_better_orientation(smoke):
     start, task = smoke.arms["uncut"].members[0], M.Fwsvd(smoke.params)
     with torch.no_grad():

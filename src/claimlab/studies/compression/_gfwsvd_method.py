@@ -82,6 +82,12 @@ def kronecker_fit(g: Tensor, rounds: int, still: float = 1e-6) -> tuple[Tensor, 
     return a, b, torch.tensor(errors + errors[-1:] * (rounds - len(errors)), dtype=torch.float64)
 
 
+def reordered(matrix: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows and columns in one random order: the same eigenvalues, with nothing to say about W. [k, k]"""
+    order = torch.randperm(len(matrix), generator=rng).to(matrix.device)
+    return matrix[order][:, order]
+
+
 # ---- the cut
 
 
