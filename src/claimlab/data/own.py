@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +43,24 @@ def _cifar(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    x, y = arrays(file, ("x", "y"), "CIFAR-10: use the binary version; its python batches are pickles, which can run code and are "
+                  "never opened here")  # fmt: skip
+    return x, y
+
+
+def arrays(path: str | Path, names: Sequence[str], wanted: str = "",
+           hint: Callable[[Container[str]], str] | None = None) -> list[np.ndarray]:  # fmt: skip
+    """The arrays of these names in an .npz, as plain numbers. ValueError names the file, what is wrong and what is allowed:
+    `wanted` says so for what is no .npz at all, `hint` for a file that holds other arrays."""
     import zipfile
 
+    file, told = Path(path), " and ".join(names)
     if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file.name} is not an .npz file (CIFAR-10: use the binary version; its python batches are pickles, "
-                         "which can run code and are never opened)")  # fmt: skip
-    with np.load(file, allow_pickle=False) as arrays:
-        if missing := [name for name in ("x", "y") if name not in arrays]:
-            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold x and y")
+        raise ValueError(f"{file.name} is not an .npz file; " + (wanted or f"allowed is an .npz with {told}"))
+    with np.load(file, allow_pickle=False) as held:
+        if missing := [name for name in names if name not in held]:
+            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold {told}" + (hint(held) if hint else ""))
         try:
-            return arrays["x"], arrays["y"]
+            return [held[name] for name in names]
         except ValueError as error:
-            raise ValueError(f"{file.name}: x and y must be plain numbers: {error}") from None
+            raise ValueError(f"{file.name}: {told} must be plain numbers: {error}") from None

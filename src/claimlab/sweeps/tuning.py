@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
+import json
 import math
 import re
 import time
@@ -176,7 +178,7 @@ def record(one: Tuning, versions: dict[str, str], path: Path | None = None) -> P
     kept = [row for row in read(path) if (row["study"], row["knob"]) != (one.study, one.knob)]
     shared = {"study": one.study, "knob": one.knob, "metric": one.metric, "better": one.better, "date": time.strftime("%Y-%m-%d"),
               "seeds": " ".join(map(str, one.seeds)), "grid": " ".join(map(str, one.grid)), "at": one.at,
-              "versions": " ".join(f"{k}={v}" for k, v in versions.items() if k != "notebook")}  # fmt: skip
+              "versions": _in_short({k: v for k, v in versions.items() if k != "notebook"})}  # fmt: skip
     kept += [{**shared, "arm": s.arm, "value": s.value, "score": f"{s.score:.6g}", "best": s is one.best(s.arm),
               "values": " ".join(f"{v:.6g}" for v in s.values.values())} for s in one.scores]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,6 +189,16 @@ def record(one: Tuning, versions: dict[str, str], path: Path | None = None) -> P
         writer.writerows(sorted(kept, key=lambda row: (row["study"], row["knob"])))
     part.replace(path)
     return path
+
+
+def _in_short(versions: dict[str, Any]) -> str:
+    """Libraries with their versions, and one hash each for all sources and for all data."""
+    told = []
+    for name, found in versions.items():
+        if isinstance(found, dict):
+            found = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12] if found else ""
+        told += [f"{name}={found}"] if found else []
+    return " ".join(told)
 
 
 def read(path: Path | None = None) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from claimlab import data
+from claimlab.data.own import arrays
 
 NOISE = 0.25  # standard deviation, on pixels in [0, 1]
 
@@ -35,18 +36,8 @@ def split(seed: int, images: int, folder: str = "") -> tuple[Tensor, Tensor, Ten
 @lru_cache(maxsize=2)
 def own_images(folder: str) -> tuple[np.ndarray, np.ndarray]:
     """x (N, C, H, W) float32 and y from `data.npz`; ValueError names what is wrong and what is allowed."""
-    import zipfile
-
     file = Path(folder) / "data.npz"
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is not an .npz file; a folder with data.npz (x, y) and net.pt (a state dict) is needed")
-    with np.load(file, allow_pickle=False) as arrays:
-        if missing := [name for name in ("x", "y") if name not in arrays]:
-            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold x and y")
-        try:
-            x, y = arrays["x"], arrays["y"]
-        except ValueError as error:
-            raise ValueError(f"{file.name}: x and y must be plain numbers: {error}") from None
+    x, y = arrays(file, ("x", "y"), "a folder with data.npz (x, y) and net.pt (a state dict) is needed")
     if x.ndim != 4 or x.dtype.kind != "f" or min(x.shape) < 1 or min(x.shape[2:]) < 4:
         raise ValueError(f"{file.name}: x is {x.dtype} of shape {x.shape}; allowed is float of N x C x H x W, H and W at least 4")
     if not np.isfinite(x).all():

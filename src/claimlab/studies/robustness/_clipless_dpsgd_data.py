@@ -15,6 +15,7 @@ from torch import Tensor
 
 from claimlab import data
 from claimlab.data.idx import idx_folder
+from claimlab.data.own import arrays
 
 CENTRE = 0.13  # of MNIST's pixels, known from other people's publications: not a statistic of the private rows
 RADIUS = 1.0  # X_0: every input lies in the ball of this radius
@@ -61,13 +62,7 @@ def own_rows(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        if missing := [name for name in ("x", "y") if name not in arrays]:
-            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold x and y")
-        try:
-            x, y = arrays["x"], arrays["y"]
-        except ValueError as error:
-            raise ValueError(f"{file.name}: x and y must be plain numbers: {error}") from None
+    x, y = arrays(file, ("x", "y"))
     if x.dtype.kind not in "fiub" or x.ndim < 2:
         raise ValueError(f"{file.name}: x is {x.dtype} of shape {x.shape}; allowed are numbers of N x ...")
     if not np.isfinite(x).all() or x.min() < 0 or x.max() > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.own import arrays
 
 TRAIN, FRESH = 600, 50_000
 LEAST_RUNS, LEAST_EXAMPLES = 64, 200
@@ -102,18 +102,8 @@ def shifted(x: np.ndarray) -> np.ndarray:
 # ---- your own files
 
 
-def _arrays(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    file = Path(path)
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file.name} is not an .npz file; allowed is an .npz with {' and '.join(names)}")
-    with np.load(file, allow_pickle=False) as arrays:
-        if missing := [name for name in names if name not in arrays]:
-            hint = "; a matrix c of finished runs goes to analyse(own_matrix(path))" if "c" in arrays else ""
-            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold {' and '.join(names)}{hint}")
-        try:
-            return [arrays[name] for name in names]
-        except ValueError as error:
-            raise ValueError(f"{file.name}: {' and '.join(names)} must be plain numbers: {error}") from None
+def _matrix_hint(held) -> str:
+    return "; a matrix c of finished runs goes to analyse(own_matrix(path))" if "c" in held else ""
 
 
 def own_examples(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +111,7 @@ def own_examples(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     ValueError names the file, what is wrong and what is allowed.
     """
-    (x, y), name = _arrays(path, ("X", "y")), Path(path).name
+    (x, y), name = arrays(path, ("X", "y"), hint=_matrix_hint), Path(path).name
     if x.ndim != 2 or x.dtype.kind not in "fiu" or len(x) < 300:
         raise ValueError(f"{name}: X is {x.dtype} of shape {x.shape}; allowed are numbers of shape N x D with N >= 300")
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
@@ -143,7 +133,7 @@ def own_matrix(path: str | Path) -> np.ndarray:
 
     ValueError unless it holds 0 and 1 only, 64 runs or more, 200 examples or more, and no two equal runs.
     """
-    (c,), name = _arrays(path, ("c",)), Path(path).name
+    (c,), name = arrays(path, ("c",), hint=_matrix_hint), Path(path).name
     if c.ndim != 2 or c.dtype.kind not in "biuf" or not np.isin(c, (0, 1)).all():
         raise ValueError(f"{name}: c is {c.dtype} of shape {c.shape}; allowed are the values 0 and 1 of shape runs x examples")
     if len(c) < LEAST_RUNS:

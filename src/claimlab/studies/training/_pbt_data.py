@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.own import arrays
 from claimlab.studies.training._pbt_method import Hyper, Space
 
 TRAIN, VALIDATION = 500, 400  # of the 1,797 digits; of own rows the same shares
@@ -75,17 +75,8 @@ def split(seed: int, noise: float, path: str = "") -> Split:
 def own_examples(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """X [N, ...] finite numbers (a table or images) and y [N] labels 0, 1, ... from an .npz with 60 rows or more, at least 6
     of each label, so that three parts with every label can be cut. ValueError names file, fault and what is allowed."""
-    file = Path(path)
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file.name} is not an .npz file; allowed is an .npz with the arrays X and y")
-    with np.load(file, allow_pickle=False) as arrays:
-        if missing := [name for name in ("X", "y") if name not in arrays]:
-            raise ValueError(f"{file.name} has no array {' and no '.join(missing)}; it must hold X and y")
-        try:
-            x, y = arrays["X"], arrays["y"]
-        except ValueError as error:
-            raise ValueError(f"{file.name}: X and y must be plain numbers: {error}") from None
-    _check(file.name, x, y)
+    x, y = arrays(path, ("X", "y"))
+    _check(Path(path).name, x, y)
     return x.reshape(len(x), -1).astype(np.float32), y.astype(np.int64)
 
 
