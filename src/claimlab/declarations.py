@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,8 +65,14 @@ class StudyError(ValueError):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The declarations of a study module by name, with `views`, `trials` and `doc`; any error says what is wrong."""
-    tree = parse(path.read_text(encoding="utf-8"), str(path))
+    """The declarations of a study module by name, with `views`, `trials` and `doc`, without contradictions; any error says what
+    is wrong. The same source gives the same declarations again."""
+    return dict(_read(path, path.read_text(encoding="utf-8")))
+
+
+@lru_cache(maxsize=512)
+def _read(path: Path, source: str) -> dict[str, Any]:
+    tree = parse(source, str(path))
     wanted = (*DECLARATIONS, "HONESTY")
     body = [node for node in tree.body if _name(node) in wanted]
     scope: dict[str, Any] = {
@@ -80,7 +87,9 @@ def read(path: Path) -> dict[str, Any]:
     names = {name: scope[name] for name in wanted if name in scope}
     entries = {name: _entries(tree, name) for name in ("VIEWS", "TRY")}
     trials = {name: _trial(call) for name, call in entries["TRY"].items()}
-    return {**names, "views": tuple(entries["VIEWS"]), "trials": trials, "doc": ast.get_docstring(tree) or ""}
+    declared = {**names, "views": tuple(entries["VIEWS"]), "trials": trials, "doc": ast.get_docstring(tree) or ""}
+    validate(declared)
+    return declared
 
 
 def parse(text: str, name: str = "<unknown>") -> ast.Module:

@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.metadata import entry_points
+from functools import cached_property, lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -137,7 +137,7 @@ def _own() -> list[Path]:
 def _plugged() -> tuple[list[Path], list[Study]]:
     """The folders that entry points lead to, and in place of each one that leads nowhere a broken study that says why."""
     found, broken = [], []
-    for point in entry_points(group="claimlab.studies"):
+    for point in _points(tuple((place, _changed(place)) for place in sys.path)):
         try:
             spec = importlib.util.find_spec(point.module)
             places = [Path(p) for p in (spec.submodule_search_locations if spec else None) or []]
@@ -149,6 +149,19 @@ def _plugged() -> tuple[list[Path], list[Study]]:
             slug = point.name.replace("_", "-").lower()
             broken.append(Study(slug, "own", Path(point.module), f"its entry point leads nowhere: {reason}"))
     return found, broken
+
+
+@lru_cache(maxsize=4)
+def _points(places: tuple[tuple[str, float], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of all that is installed; read anew when the search path has changed, or a folder on it."""
+    return tuple(entry_points(group="claimlab.studies"))
+
+
+def _changed(place: str) -> float:
+    try:
+        return os.stat(place).st_mtime
+    except OSError:
+        return 0.0
 
 
 def surroundings(home: Path | str, ledger: str) -> dict[str, str]:
@@ -207,7 +220,6 @@ def read(path: Path, family: str) -> Study:
     slug = _slug(path.stem)
     try:
         declared = declarations.read(path)
-        declarations.validate(declared)
     except Exception as error:
         return Study(slug, family, path, broken=f"{type(error).__name__}: {error}")
     return Study(slug, family, path, declared=declared)
