@@ -62,7 +62,7 @@ def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = N
     if text:
         st.markdown(f"**{plain(text)}**")
     least = max(least, drawn.least)
-    place = st.grid(1, min_column_width=least, wrap=False) if least else st.container()
+    place = st.grid(1, min_column_width=least, wrap=False) if least else st
     selects = {"on_select": on_select, "selection_mode": "points"} if on_select != "ignore" else {}
     return place.plotly_chart(drawn, key=key, theme=None, config=CONFIG, alt=alt or text or None, **selects)
 

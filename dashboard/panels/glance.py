@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import pandas as pd
@@ -17,24 +17,31 @@ from panels import charts, condition, launch, store
 from claimlab import ledger
 
 AGE = 0.8  # seconds for which what has been read or drawn for one viewer is shown to others as well
-SPARE = 20  # and so many times as long as that took
+FEW, MANY = 10, 40  # and so many times as long as that took, for one who looks and for a crowd
 READ = 64  # runs, pictures and curves that are kept
-PATIENCE = 8.0  # seconds between two times at which further arms and curves of a run are offered
+PATIENCE = 15.0  # seconds between two times at which further arms and curves of a run are offered
 
 
 class Shared:
-    """A value that `make(last, ...)` gives, made anew when it is too old; one at a time, while others wait for it."""
+    """A value that `make(last, ...)` gives, made anew when it is too old; one at a time, while others wait for it.
+
+    The more look at it, the less often what costs much is made anew: at most a tenth of a core goes into it for one who looks
+    once a second, a fortieth for a crowd.
+    """
 
     def __init__(self, make: Callable[..., Any]):
         self._make, self._value, self._lock, self._until = make, None, threading.Lock(), -math.inf
+        self._asked, self._since = 0, time.monotonic()
 
     def now(self, *given: Any) -> Any:
         """The value; `given` is what is needed where it is made anew."""
         with self._lock:
+            self._asked += 1
             if (began := time.monotonic()) >= self._until:
-                self._value = self._make(self._value, *given)
+                lookers = self._asked / max(0.1, began - self._since)
+                self._value, self._asked, self._since = self._make(self._value, *given), 0, began
                 ended = time.monotonic()
-                self._until = ended + max(AGE, SPARE * (ended - began))
+                self._until = ended + max(AGE, min(MANY, max(FEW, 2 * lookers)) * (ended - began))
             return self._value
 
     def forget(self) -> None:
@@ -119,7 +126,7 @@ def forget(run: str) -> None:
     _shared(run, store.ledger().url).forget()
 
 
-@st.cache_resource(max_entries=READ, show_spinner=False)
+@lru_cache(maxsize=READ)
 def _shared(run: str, url: str) -> Shared:
     return Shared(lambda last: _look(run, last))
 
@@ -166,7 +173,7 @@ def settled() -> None:
     _keeper(store.ledger().url).now()
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@lru_cache(maxsize=4)
 def _keeper(url: str) -> Shared:
     def keep(_last: None) -> None:
         launch.settle(store.ledger())
@@ -180,7 +187,7 @@ def alive() -> list[dict[str, Any]]:
     return _going(store.ledger().url).now()
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@lru_cache(maxsize=4)
 def _going(url: str) -> Shared:
     return Shared(lambda _last: store.alive())
 
@@ -190,6 +197,6 @@ def picture(run: str, view: str, arm: str, seed: int) -> dict[str, Any] | None:
     return _pictures(run, view, arm, seed, store.ledger().url).now()
 
 
-@st.cache_resource(max_entries=READ, show_spinner=False)
+@lru_cache(maxsize=READ)
 def _pictures(run: str, view: str, arm: str, seed: int, url: str) -> Shared:
     return Shared(lambda _last: store.ledger().watch(run, view, arm, seed))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import time
+from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -101,7 +103,9 @@ def status(row: dict[str, Any], rate: float = 0.0) -> None:
             kind(plain(row["reason"]), title=f"This run {'was' if row['status'] in ('stopped', 'lost') else 'has'} {row['status']}; "
                  "what it recorded is kept")  # fmt: skip
         return
-    st.markdown(" · ".join(facts))
+    silent = now - (row["heartbeat"] or now)
+    fresh = f"Data as of {time.strftime('%H:%M:%S')}" + (f"; no sign of life for {span(silent)}" if silent > 3 else "")
+    st.markdown(f"{' · '.join(facts)}  \n:small[:gray[{fresh}]]")
     share = min(1.0, done / total) if total else 0.0
     text = f"step {done:,} of {total:,} of all arms" if total else "starting the process; the first points come in a few seconds"
     if row["status"] == "paused":
@@ -113,8 +117,6 @@ def status(row: dict[str, Any], rate: float = 0.0) -> None:
     elif share == 1:
         text += ", judging and drawing figures"
     st.progress(share, text=text)
-    silent = now - (row["heartbeat"] or now)
-    st.caption(f"Data as of {time.strftime('%H:%M:%S')}" + (f"; no sign of life for {span(silent)}" if silent > 3 else ""))
 
 
 # ---- curves
@@ -155,7 +157,7 @@ def curves(study: Study, seen: glance.Glance, picked: list[str], columns: int = 
         else:
             st.skeleton(height=HEIGHT)
         return
-    places = st.columns(columns) if min(columns, len(picked)) > 1 else [st.container()]
+    places = st.columns(columns) if min(columns, len(picked)) > 1 else [nullcontext()]
     for place, name in enumerate(picked):
         with places[place % len(places)]:
             _, figure, title = _figure(seen.row["id"], name, st.context.theme.type, store.ledger().url).now(study, seen, name)
@@ -167,7 +169,7 @@ def ordered(study: Study, names: list[str]) -> list[str]:
     return sorted(names, key=lambda n: (judged.index(n) if n in judged else len(judged), "loss" in n))
 
 
-@st.cache_resource(max_entries=glance.READ, show_spinner=False)
+@lru_cache(maxsize=glance.READ)
 def _figure(run: str, metric: str, theme: str | None, url: str) -> glance.Shared:
     """The chart of one metric and its title, for all who look."""
     return glance.Shared(_drawn)

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import streamlit as st
@@ -45,7 +46,7 @@ def ledger() -> Ledger:
     return _ledger(os.environ.get("CLAIMLAB_LEDGER") or f"sqlite:///{ledgers.home() / 'ledger.db'}")
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
+@lru_cache(maxsize=4)  # every tick of every viewer asks several times, and Streamlit's cache takes a tenth of a millisecond
 def _ledger(url: str) -> Ledger:
     return Ledger(url)
 
@@ -56,7 +57,7 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except (LedgerError, SQLAlchemyError) as error:
-        _ledger.clear()
+        _ledger.cache_clear()
         st.error(
             str(getattr(error, "orig", None) or error), title="The ledger of runs cannot be read", icon=":material/database_off:"
         )

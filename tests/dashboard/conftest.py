@@ -88,4 +88,6 @@ def fresh(monkeypatch):
     from panels import glance
 
     monkeypatch.setattr(glance, "AGE", 0.0)
-    monkeypatch.setattr(glance, "SPARE", 0.0)
+    monkeypatch.setattr(glance, "FEW", 0.0)
+    monkeypatch.setattr(glance, "MANY", 0.0)
+    monkeypatch.setattr(glance, "PATIENCE", 0.0)

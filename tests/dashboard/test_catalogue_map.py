@@ -166,7 +166,7 @@ def test_a_result_says_where_it_matched(lab, q, place, shown):
 
 def test_the_question_is_in_sight_and_comes_first(lab):
     (lab / "blobs" / "made_1.py").write_text(SOURCE.format(n=1, word="sooner", theme="stages", claims=1).lstrip())
-    at = catalogue(q="sooner")
+    at = catalogue(q="blobs sooner")
     assert [h.value.replace("\\", "") for h in at.subheader] == [find("toy-blobs").paper.question, "Is <b>number</b> 1 held?"]
     assert "method: " in words(at) and "question: " not in words(at)
 
