@@ -122,20 +122,20 @@ def test_cards_show_the_last_finished_run_and_before_it_the_reference_results(la
         "toy-blobs,fast-wins,paired,refuted,-0.2,-0.3,-0.1,7,0.05,undecided,no,default\n"
     )
     monkeypatch.setenv("CLAIMLAB_ROOT", str(root))
-    shown = words(catalogue(q="sooner"))
+    shown = words(catalogue(q="blobs sooner"))
     assert "refuted" in shown and "-0.2 [-0.3, -0.1], n = 7" in shown and "Reference results" in shown
     assert "not run yet" in shown
     rows = points()
     finished(Ledger(), rows)
-    shown = words(catalogue(q="sooner"))
+    shown = words(catalogue(q="blobs sooner"))
     effect = judged(rows)[0]["effect"]
     assert "supported" in shown and f"{effect:+.3g} [" in shown and "Reference results" not in shown
 
 
 def test_the_verdict_filter_follows_the_ledger(lab):
-    assert not catalogue(q="sooner", verdict="supported").subheader
+    assert not catalogue(q="blobs sooner", verdict="supported").subheader
     finished(Ledger(), points())
-    assert catalogue(q="sooner", verdict="supported").subheader
+    assert catalogue(q="blobs sooner", verdict="supported").subheader
 
 
 # ---- study page
