@@ -89,7 +89,7 @@ def test_a_run_ends_with_verdicts_while_one_watches_and_the_catalogue_shows_them
         page.get_by_text("n = 5", exact=False).first.wait_for()
         for verdict in (v for v in Ledger().verdicts(run)):
             page.get_by_text(verdict["sentence"]).wait_for()
-        page.goto(f"{address}/?q=sooner")
+        page.goto(f"{address}/?q=blobs+sooner")
         card = page.get_by_test_id("stMain")
         card.get_by_text("Last run just now").wait_for()
         for verdict in Ledger().verdicts(run):
@@ -103,9 +103,9 @@ def test_a_search_goes_into_the_address(home, own_studies, page, screenshots):
     with screenshots.server() as (address, _):
         page.goto(address)
         page.get_by_role("link", name="Open the study").first.wait_for()
-        page.get_by_label("Search").fill("sooner")
+        page.get_by_label("Search").fill("blobs sooner")
         page.get_by_label("Search").press("Enter")
-        page.wait_for_url("**q=sooner*")
+        page.wait_for_url(re.compile(r"q=blobs(\+|%20)sooner"))
         page.reload()
         page.get_by_text("Does a larger learning rate separate two blobs sooner?").wait_for()
         page.get_by_role("link", name="Open the study").wait_for()  # strict: exactly one card
