@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 
 import nbformat
 import pytest
@@ -22,11 +23,20 @@ def cells(study, kind: str) -> list:
     return [c for c in nbformat.read(study.notebook, 4).cells if c.cell_type == kind]
 
 
-def test_a_notebook_runs_at_smoke(study, home):
+@pytest.fixture
+def main():
+    """IPython takes the place of the main module; whoever starts processes later needs the real one."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before
+
+
+def test_a_notebook_runs_at_smoke(study, home, main):
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
 
     shell = InteractiveShell.instance()
+    sys.modules["__main__"] = shell.user_module
     shell.reset(new_session=False)
     for cell in cells(study, "code"):
         source = cell.source
