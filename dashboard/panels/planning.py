@@ -10,10 +10,11 @@ import streamlit as st
 from panels import launch, store, sweeps, typed
 from panels.wording import humanised, plain
 
-from claimlab import study as studies
+from claimlab.cli import parser
+from claimlab.commands import sweeps as commands
 from claimlab.params import KnobError
 from claimlab.study import Study, StudyError
-from claimlab.sweeps import conduct, plan, sensitivity, space, tuning
+from claimlab.sweeps import conduct, space
 from claimlab.sweeps.plan import Plan
 
 KINDS = {"sweep": "Where do the claims hold?", "sensitivity": "Which knob moves a claim?", "tune": "Are the arms tuned equally?"}
@@ -39,7 +40,7 @@ def form(whole: dict[str, Study]) -> None:
     seeds = three.number_input("Seeds of each setting", 2, 40, 5, key="plan-seeds")
     words += ["--profile", profile, "--seeds", str(seeds)]
     try:
-        made = _made(study, kind, words)
+        made = _made(words)
     except (KnobError, StudyError) as error:
         st.error(plain(error), title="This is no sweep yet", icon=":material/tune:")
         return
@@ -66,18 +67,9 @@ def _knobs(study: Study, kind: str, place: Any) -> list[str]:
     return [kind, study.slug, *claim, *(word for name in drawn for word in ("--over", name))]
 
 
-def _made(study: Study, kind: str, words: list[str]) -> Plan:
+def _made(words: list[str]) -> Plan:
     """The plan that the command would make; nothing is started. KnobError, StudyError as the command would say it."""
-    given: dict[str, list[str]] = {}
-    for flag, value in zip(words[2::2], words[3::2], strict=True):
-        given.setdefault(flag, []).append(value)
-    profile, seeds = given["--profile"][0], int(given["--seeds"][0])
-    if kind == "tune":
-        return tuning.design(study, given["--knob"][0], seeds=seeds, profile=profile)
-    axes = [space.over(study, name) for name in given.get("--over", ())] or space.free(study, ())
-    if kind == "sensitivity":
-        return sensitivity.design(study, axes, "sobol", size=int(given["--size"][0]), seeds=seeds, profile=profile)
-    return plan.make(study, drawn=axes, sample=int(given["--sample"][0]), seeds=seeds, profile=profile)
+    return commands.planned(parser().parse_args(words))
 
 
 def start(name: str, words: list[str]) -> None:
@@ -137,7 +129,7 @@ def again(row: dict[str, Any]) -> list[str]:
     over = [word for name in about["drawn"] for word in ("--over", name)]
     words = ["sweep", row["study"], *over, "--sample", str(about["sample"]), "--profile", one["profile"], "--seeds", str(len(one["seeds"]))]
     try:
-        made = _made(studies.find(row["study"]), "sweep", words)
+        made = _made(words)
     except (KnobError, StudyError):
         return []
     same = made.mark == one["mark"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from claimlab import study as studies
 from claimlab.params import PROFILES, KnobError, pairs
 from claimlab.study import StudyError
+
+if TYPE_CHECKING:
+    from claimlab.sweeps.plan import Plan
 
 VERBS = ("list", "show", "stop")
 
@@ -64,6 +68,31 @@ def sweep(options) -> int:
         return getattr(console, f"{options.study}_sweep" if options.sweep else "list_sweeps")(options)
     if options.sweep is not None:
         raise StudyError(f"what is {options.sweep!r}? a sweep is started with `claimlab sweep STUDY --grid ...`")
+    return console.run(planned(options), options)
+
+
+def sensitivity(options) -> int:
+    from claimlab.sweeps import console
+
+    claim = _claim(studies.find(options.study), options.claim)
+    return console.analyse(planned(options), claim, options)
+
+
+def tune(options) -> int:
+    from claimlab.sweeps import console
+
+    return console.tune(planned(options), options)
+
+
+# ---- what the words of a command stand for
+
+
+def planned(options) -> Plan:
+    """The plan of one of these commands, with nothing started; KnobError or StudyError where its words do not go together."""
+    return {sweep: _swept, sensitivity: _analysed, tune: _tuned}[options.act](options)
+
+
+def _swept(options) -> Plan:
     from claimlab.sweeps import plan, space
 
     study = studies.find(options.study)
@@ -73,29 +102,24 @@ def sweep(options) -> int:
     drawn = [space.over(study, text) for text in options.over]
     if options.sample and not drawn:
         drawn = space.free(study, [*fixed, *(axis.knob.name for axis in grids)])
-    made = plan.make(study, grids, drawn, sample=options.sample, method=options.method, seeds=options.seeds, fixed=fixed,
+    return plan.make(study, grids, drawn, sample=options.sample, method=options.method, seeds=options.seeds, fixed=fixed,
                      profile=options.profile, design_seed=options.design_seed)  # fmt: skip
-    return console.run(made, options)
 
 
-def sensitivity(options) -> int:
-    from claimlab.sweeps import console, sensitivity, space
+def _analysed(options) -> Plan:
+    from claimlab.sweeps import sensitivity, space
 
-    study = studies.find(options.study)
-    claim = _claim(study, options.claim)
-    fixed = pairs(options.fixed)
+    study, fixed = studies.find(options.study), pairs(options.fixed)
     drawn = [space.over(study, text) for text in options.over] or space.free(study, fixed)
-    made = sensitivity.design(study, drawn, options.method, size=options.size, seeds=options.seeds, fixed=fixed, profile=options.profile,
+    return sensitivity.design(study, drawn, options.method, size=options.size, seeds=options.seeds, fixed=fixed, profile=options.profile,
                               design_seed=options.design_seed)  # fmt: skip
-    return console.analyse(made, claim, options)
 
 
-def tune(options) -> int:
-    from claimlab.sweeps import console, tuning
+def _tuned(options) -> Plan:
+    from claimlab.sweeps import tuning
 
     study = studies.find(options.study)
-    made = tuning.design(study, options.tuned, options.grid, seeds=options.seeds, fixed=pairs(options.fixed), profile=options.profile)
-    return console.tune(made, options)
+    return tuning.design(study, options.tuned, options.grid, seeds=options.seeds, fixed=pairs(options.fixed), profile=options.profile)
 
 
 def _claim(study, name: str | None):
