@@ -49,6 +49,19 @@ def own_text(path: str | Path, least: int = 200_000, kinds: tuple[int, int] = (2
     return text
 
 
+def numbered(text: str, letters: str = "") -> tuple[str, Tensor]:
+    """The distinct characters of a text in order (or `letters`, which must hold them all), and the text as their numbers [n]."""
+    letters = letters or "".join(sorted(set(text)))
+    place = {c: k for k, c in enumerate(letters)}
+    return letters, torch.tensor([place[c] for c in text])
+
+
+def repeated(one: str, other: str, length: int) -> int:
+    """How many passages of `length` characters of `other` also stand in `one`."""
+    known = {hash(one[i : i + length]) for i in range(len(one) - length + 1)}  # the passages themselves would fill the memory
+    return sum(hash(other[i : i + length]) in known for i in range(len(other) - length + 1))
+
+
 def windows(part: Tensor, count: int, length: int) -> Tensor:
     """`count` evenly spaced windows of `length` entries of a sequence [n]: [count, length]."""
     starts = torch.linspace(0, len(part) - length, count).long()

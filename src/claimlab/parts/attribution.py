@@ -6,6 +6,7 @@ generator that is passed in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,21 @@ def scattered(objects: np.ndarray, side: int, rng: np.random.Generator) -> tuple
     for i, (a, b) in enumerate(corner):
         canvas[i, a : a + height, b : b + height] = objects[i]
     return canvas, corner
+
+
+def png(path: Path, modes: Sequence[str] = ("L", "RGB")) -> np.ndarray:
+    """A PNG image with 8 bits a colour as it is stored, [H, W] (L, grey) or [H, W, 3] (RGB). ValueError names the file where it
+    is no image, or of another mode."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            mode, array = image.mode, np.asarray(image)
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable PNG image: {error}") from None
+    if mode not in modes:
+        raise ValueError(f"{path} has the colour mode {mode}: only {' or '.join(modes)} with 8 bits a colour is allowed")
+    return array
 
 
 def class_folders(top: Path, least: int) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:

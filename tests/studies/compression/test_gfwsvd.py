@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from claimlab import study
-from claimlab.data.text import topics
+from claimlab.data.text import repeated, topics
 from claimlab.experiment import Experiment
 from claimlab.models.transformer import CharTransformer
 from claimlab.studies.compression import _gfwsvd_data as files
@@ -306,8 +306,8 @@ def test_figures_and_views_hold_numbers(smoke):
 def test_calibration_and_held_out_text_share_no_passage():
     text = topics()
     first, second = round(0.9 * len(text)), round(0.95 * len(text))
-    assert files.repeated(text[first:second], text[second:]) == 0
-    assert files.repeated(text[:1000], "-" + text[500:900]) == 201  # passages of 200 in 400 shared characters
+    assert repeated(text[first:second], text[second:], files.PASSAGE) == 0
+    assert repeated(text[:1000], "-" + text[500:900], files.PASSAGE) == 201  # passages of 200 in 400 shared characters
 
 
 def letters(count, seed=0):

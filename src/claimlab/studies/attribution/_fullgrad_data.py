@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, scattered, smooth_noise
+from claimlab.parts.attribution import class_folders, crops, png, scattered, smooth_noise
 
 
 class Data(NamedTuple):
@@ -53,19 +53,11 @@ def cluttered(rng: np.random.Generator, clutter: float) -> tuple[np.ndarray, np.
 def own_images(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """Images `folder/images/<class>/*.png` (RGB, one size, sides multiples of 4) and, if given for all, object masks of the
     same names under `folder/masks/`: arrays in [0, 1], labels, masks, class names. ValueError says which file is wrong."""
-    from PIL import Image
-
     top = Path(folder) / "images"
     files, y, names = class_folders(top, 4)
     x: list[np.ndarray] = []
     for path in files:
-        try:
-            with Image.open(path) as image:
-                mode, array = image.mode, np.asarray(image)
-        except OSError as error:
-            raise ValueError(f"{path} is not a readable PNG image: {error}") from None
-        if mode != "RGB":
-            raise ValueError(f"{path} has the colour mode {mode}: only RGB with 8 bits a colour is allowed")
+        array = png(path, ("RGB",))
         if x and array.shape != x[0].shape:
             raise ValueError(f"{path} is {array.shape[1]} x {array.shape[0]}, the others {x[0].shape[1]} x {x[0].shape[0]}")
         x.append(array)

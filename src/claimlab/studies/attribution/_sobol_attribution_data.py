@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, scattered
+from claimlab.parts.attribution import class_folders, crops, png, scattered
 
 SIDE, DIGIT, CONTRAST = 32, 16, 0.4
 STROKES, BRIGHT = 2, 0.7
@@ -75,18 +75,10 @@ def own_images(folder: str, least: int = 20) -> tuple[np.ndarray, np.ndarray, tu
 
     At least `least` a class. ValueError names the file and says what is allowed.
     """
-    from PIL import Image
-
     files, y, names = class_folders(Path(folder) / "images", least)
     x: list[np.ndarray] = []
     for path in files:
-        try:
-            with Image.open(path) as image:
-                mode, array = image.mode, np.asarray(image)
-        except OSError as error:
-            raise ValueError(f"{path} is not a readable PNG image: {error}") from None
-        if mode not in ("L", "RGB"):
-            raise ValueError(f"{path} has the colour mode {mode}: only L (grey) or RGB with 8 bits a colour is allowed")
+        array = png(path)
         if x and array.shape != x[0].shape:
             raise ValueError(f"{path} has the shape {array.shape}, the others {x[0].shape}: one size and one mode for all")
         x.append(array)

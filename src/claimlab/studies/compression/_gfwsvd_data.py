@@ -38,22 +38,15 @@ def corpus(path: str = "") -> Corpus:
         raise ValueError(f"{_text_file(path).name} holds characters that the model does not know, such as {strange[:5]}; config.json "
                          "must list them in `letters`")  # fmt: skip
     first, second = round(0.9 * len(text)), round(0.95 * len(text))
-    if path and (twice := repeated(text[first:second], text[second:])):
+    if path and (twice := texts.repeated(text[first:second], text[second:], PASSAGE)):
         raise ValueError(f"{_text_file(path).name}: {twice:,} passages of {PASSAGE} characters stand both in the calibration part "
                          "(90 to 95 %) and in the held-out part (the last 5 %); remove what occurs twice")  # fmt: skip
-    place = {c: k for k, c in enumerate(letters)}
-    whole = torch.tensor([place[c] for c in text])
+    _, whole = texts.numbered(text, letters)
     return Corpus(letters, whole[:first], whole[first:second], whole[second:])
 
 
 def _text_file(path: str) -> Path:
     return Path(path) / "text.txt" if Path(path).is_dir() else Path(path)
-
-
-def repeated(one: str, other: str) -> int:
-    """How many passages of PASSAGE characters of one text also stand in the other."""
-    known = {one[i : i + PASSAGE] for i in range(len(one) - PASSAGE + 1)}
-    return sum(other[i : i + PASSAGE] in known for i in range(len(other) - PASSAGE + 1))
 
 
 # ---- a model of your own: config.json and model.safetensors beside text.txt

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from claimlab.data.text import own_text, topics
+from claimlab.data.text import numbered, own_text, topics
 from claimlab.studies.representation import _transformers_need_glasses_net as nets
 from claimlab.studies.representation import _transformers_need_glasses_rows as rows
 from claimlab.training import Run, Task, Tick
@@ -45,10 +45,9 @@ class Letters:
 def letters(file: str = "") -> Letters:
     """The help topics or the text in `file`; ValueError where it is short or lacks one of the signs 0, 1 and comma."""
     text = own_text(file, least=20_000, kinds=(4, 500)) if file else topics()
-    tokens = tuple(sorted(set(text)))
+    tokens, numbers = numbered(text)
     check_tokens(tokens, Path(file).name)
-    place = {token: i for i, token in enumerate(tokens)}
-    return Letters(torch.tensor([place[sign] for sign in text]), tokens)
+    return Letters(numbers, tuple(tokens))
 
 
 def check_tokens(tokens: Any, name: str) -> None:

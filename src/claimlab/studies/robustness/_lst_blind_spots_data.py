@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from claimlab import data
 from claimlab.data.own import own_images
-from claimlab.parts.attribution import class_folders, crops, enlarge, scattered
+from claimlab.parts.attribution import class_folders, crops, enlarge, png, scattered
 
 TRAIN, TEST, LEAST = 1200, 500, 20
 CONTRAST, SURE = 0.3, 0.8
@@ -83,18 +83,10 @@ def own(path: str) -> tuple[np.ndarray, np.ndarray, dict[str, Tensor] | None]:
 
 def folder(top: Path) -> tuple[np.ndarray, np.ndarray]:
     """The pictures `top/<class>/*.png` as [N, C, H, W] in [0, 1], and their labels."""
-    from PIL import Image
-
     files, y, _ = class_folders(top, LEAST)
     x: list[np.ndarray] = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                mode, array = image.mode, np.asarray(image)
-        except OSError as error:
-            raise ValueError(f"{file} is not a readable PNG image: {error}") from None
-        if mode not in ("L", "RGB"):
-            raise ValueError(f"{file} has the colour mode {mode}: only L and RGB with 8 bits are allowed")
+        array = png(file)
         if x and array.shape != x[0].shape:
             raise ValueError(f"{file} has the shape {array.shape}, the first picture {x[0].shape}; all must be of one size and mode")
         x.append(array)

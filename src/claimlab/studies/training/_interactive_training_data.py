@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from claimlab import data
-from claimlab.data.text import own_text, topics
+from claimlab.data.text import numbered, own_text, topics
 from claimlab.data.text import windows as spaced
 
 CONTEXT = 32  # characters that the model reads
@@ -44,9 +44,7 @@ class Corpus:
 def corpus(path: str = "", looked: int = 128, judged: int = 256) -> Corpus:
     """Python's own help topics, or the text file `path`; ValueError where that file does not serve."""
     text = own_text(path) if path else topics(repeats=True)
-    letters = "".join(sorted(set(text)))
-    place = {c: k for k, c in enumerate(letters)}
-    whole = torch.tensor([place[c] for c in text])
+    letters, whole = numbered(text)
     ends = [round(len(text) * share) for share in np.cumsum(list(SHARES.values()))]
     parts = dict(zip(SHARES, torch.tensor_split(whole, ends[:-1]), strict=True))
     windows = {name: spaced(parts[name], count, CONTEXT + 1) for name, count in (("seen", looked), ("judged", judged))}

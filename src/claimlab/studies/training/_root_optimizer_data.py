@@ -39,9 +39,7 @@ class Corpus:
 def corpus(path: str = "") -> Corpus:
     """The help topics, or the text file `path`; ValueError where that file does not serve."""
     text = own_text(path) if path else texts.topics()
-    letters = "".join(sorted(set(text)))
-    place = {c: k for k, c in enumerate(letters)}
-    whole = torch.tensor([place[c] for c in text])
+    letters, whole = texts.numbered(text)
     train, held = whole[: border(text)], whole[border(text) :]
     judged, watched, tuning = (texts.windows(*pair, CONTEXT + 1) for pair in ((held, 400), (held, 48), (train, 400)))
     return Corpus(letters, train, judged, watched, tuning)
@@ -64,9 +62,7 @@ def own_text(path: str | Path) -> str:
 
 def repeated(text: str) -> int:
     """How many windows of PASSAGE characters of the training part also stand in the validation part."""
-    cut = border(text)
-    held = {hash(text[i : i + PASSAGE]) for i in range(cut, len(text) - PASSAGE + 1)}
-    return sum(hash(text[i : i + PASSAGE]) in held for i in range(cut - PASSAGE + 1))
+    return texts.repeated(text[border(text) :], text[: border(text)], PASSAGE)
 
 
 # ---- the model
