@@ -3,6 +3,6 @@
 from claimlab.training.run import Run
 from claimlab.training.series import Series
 from claimlab.training.stages import Chain, Stages
-from claimlab.training.task import Supervised, Task, Tick
+from claimlab.training.task import Stepwise, Supervised, Task, Tick
 
-__all__ = ["Chain", "Run", "Series", "Stages", "Supervised", "Task", "Tick"]
+__all__ = ["Chain", "Run", "Series", "Stages", "Stepwise", "Supervised", "Task", "Tick"]

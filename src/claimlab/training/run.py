@@ -15,13 +15,13 @@ from torch import nn
 
 from claimlab.params import SETTABLE
 from claimlab.training.ensemble import Ensemble
-from claimlab.training.task import Task, Tick
+from claimlab.training.task import Stepwise, Task, Tick
 
 CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of the cache
 HISTORY_BYTES = 32 << 20
 
 
-class Run:
+class Run(Stepwise):
     """Training of `task` for each of `seeds`. All state is in members, optimisers and generators.
 
     `members[i]` is an ordinary module, live while training goes on; `tasks[i]` is the task bound to seed i. `start` gives
@@ -66,11 +66,6 @@ class Run:
         return max(1, min(len(self.seeds), CHUNK_BYTES // max(own, 1)))
 
     # ---- iteration
-
-    def __iter__(self) -> Iterator[Tick]:
-        return (tick for tick in self.stepwise() if tick is not None)
-
-    ticks = __iter__
 
     def stepwise(self) -> Iterator[Tick | None]:
         """Yields after every step: a Tick where one is due, else None. Control is what the caller does in between."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from claimlab.training.run import Run
-from claimlab.training.task import Tick
+from claimlab.training.task import Stepwise, Tick
 
 
-class Series:
+class Series(Stepwise):
     """An arm of `runs` by name, for the first of `seeds` or all. At the end of each run one tick is reported, in which every
     metric bears its name, as `lambda=1: accuracy`."""
 
@@ -24,11 +24,6 @@ class Series:
     def budget(self) -> dict[str, float]:
         """Of all runs together."""
         return {key: sum(run.budget[key] for run in self.runs.values()) for key in ("steps", "samples", "forward_calls", "seconds")}
-
-    def __iter__(self) -> Iterator[Tick]:
-        return (tick for tick in self.stepwise() if tick is not None)
-
-    ticks = __iter__
 
     def stepwise(self) -> Iterator[Tick | None]:
         for name, run in self.runs.items():

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from claimlab.training.run import Run
-from claimlab.training.task import Task, Tick
+from claimlab.training.task import Stepwise, Task, Tick
 
 
 class Stages:
@@ -24,7 +24,7 @@ class Stages:
         return Chain(self.stages, params, seeds, **options)
 
 
-class Chain:
+class Chain(Stepwise):
     """The running chain. Its state is the stage's name and that stage's Run, so that resume is exact across a border."""
 
     def __init__(self, stages: dict[str, type[Task]], params: Any, seeds: Sequence[int], *,
@@ -59,11 +59,6 @@ class Chain:
     def budget(self) -> dict[str, float]:
         """Counted over all stages."""
         return {name: spent + self.run.budget[name] for name, spent in self._spent.items()}
-
-    def __iter__(self) -> Iterator[Tick]:
-        return (tick for tick in self.stepwise() if tick is not None)
-
-    ticks = __iter__
 
     def stepwise(self) -> Iterator[Tick | None]:
         while True:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Stepwise:
+    """What is advanced by a generator `stepwise`, which yields a Tick where one is due and None otherwise; iterating gives the ticks."""
+
+    def __iter__(self) -> Iterator[Tick]:
+        return (tick for tick in self.stepwise() if tick is not None)
+
+    ticks = __iter__
 
 
 @dataclass(frozen=True)

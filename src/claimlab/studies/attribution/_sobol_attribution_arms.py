@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from claimlab.parts.attribution import enlarge, gradcam, gradient, integrated, ranks, smooth_noise
 from claimlab.studies.attribution import _sobol_attribution_method as method
-from claimlab.training import Run, Tick
+from claimlab.training import Run, Stepwise, Tick
 
 CONVERGED, COMPARED = 16, 6  # the converged map: times the calls; on so many images
 REGRESSED, MASKS = 8, 1024  # interactions: images, and masks for each
@@ -75,7 +75,7 @@ def stream(seed: int, use: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(use.encode())])
 
 
-class Explanation:
+class Explanation(Stepwise):
     """One way to explain the networks of all seeds. A tick for each budget of calls; its step is the calls an image."""
 
     after = "network"
@@ -128,8 +128,6 @@ class Explanation:
             self.step += 1
             self.seconds += time.perf_counter() - began
             yield Tick(self.calls(points), metrics)
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
     def _measure(self, i: int, points: int) -> dict[str, float]:
         s, maps = self.subjects[i], self.draw(i, points)

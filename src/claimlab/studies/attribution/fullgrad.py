@@ -27,7 +27,7 @@ from claimlab.studies.attribution._fullgrad_method import full_gradient as full_
 from claimlab.studies.attribution._fullgrad_method import picture as picture
 from claimlab.studies.attribution._fullgrad_method import psi as psi
 from claimlab.study import Control, Paper
-from claimlab.training import Run, Supervised, Tick
+from claimlab.training import Run, Stepwise, Supervised, Tick
 
 PAPER = Paper(
     title="Full-Gradient Representation for Neural Network Visualization", authors="Srinivas, Fleuret", year=2019,
@@ -167,7 +167,7 @@ class Retrained(Network):
         return self.steps
 
 
-class Explanation:
+class Explanation(Stepwise):
     """One way to explain the networks of all seeds: a tick for each share of pixels removed, a last one after retraining."""
 
     def __init__(self, name: str, p: Params, seeds: list[int], network: Run):
@@ -223,8 +223,6 @@ class Explanation:
                     metrics["roar_accuracy"] = value
         self.step = self.total
         yield Tick(100, last)
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
     def _draw(self) -> None:
         self.maps, self.ranks = [], []

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from claimlab.data.text import numbered, own_text, topics
 from claimlab.studies.representation import _transformers_need_glasses_net as nets
 from claimlab.studies.representation import _transformers_need_glasses_rows as rows
-from claimlab.training import Run, Task, Tick
+from claimlab.training import Run, Stepwise, Task, Tick
 
 NEEDED = ("0", "1", ",")
 WINDOW, SEEDS, FED = 128, 2, 700
@@ -136,7 +136,7 @@ def lengths(longest: int, every: int) -> list[int]:
     return [2**k for k in range(3, 11) if 2**k + 1 + (2**k // every if every else 0) <= longest]
 
 
-class Text:
+class Text(Stepwise):
     """Trains SEEDS readers and feeds them the rows, or feeds a model from a file; metrics distance_<n> and distance_<n>_commas."""
 
     def __init__(self, p: Any, seeds: list[int]):
@@ -162,8 +162,6 @@ class Text:
                 seen = [self.measured(lambda t, net=net: net(t, self.p.logit_gain), tokens, FED) for net in self.nets]
                 found = [known | more for known, more in zip(found, seen, strict=True)]
             yield tick and self.told(tick.step, found)
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
     def told(self, step: int, found: list[dict[str, float]]) -> Tick:
         return Tick(step, [*found, *[{}] * (len(self.seeds) - len(found))])

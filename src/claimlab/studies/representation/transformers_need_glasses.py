@@ -20,7 +20,7 @@ from claimlab.studies.representation import _transformers_need_glasses_net as ne
 from claimlab.studies.representation import _transformers_need_glasses_rows as rows
 from claimlab.studies.representation import _transformers_need_glasses_text as text
 from claimlab.study import Control, Paper, beside
-from claimlab.training import Run, Task, Tick
+from claimlab.training import Run, Stepwise, Task, Tick
 
 PAPER = Paper(
     title="Transformers need glasses! Information over-squashing in language tasks",
@@ -265,7 +265,7 @@ class Few:
         return Fewer(self.task(p), seeds)
 
 
-class Fewer:
+class Fewer(Stepwise):
     def __init__(self, task: Task, seeds: list[int]):
         self.run, self.rest = Run(task, seeds[:FEW]), [{}] * len(seeds[FEW:])
         self.total, self.members = self.run.total, self.run.members
@@ -280,8 +280,6 @@ class Fewer:
                 extra = [answers(net, self.run.task.p, 0) for net in self.members]
                 found = [known | more for known, more in zip(found, [*extra, *self.rest], strict=True)]
             yield tick and Tick(tick.step, found)
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
 
 def answers(net: nn.Module, p: Params, every: int) -> dict[str, float]:

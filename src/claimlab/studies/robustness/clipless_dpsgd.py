@@ -17,7 +17,7 @@ from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness._clipless_dpsgd_data import RADIUS, load, own_path
 from claimlab.studies.robustness._clipless_dpsgd_net import Network, plan
 from claimlab.study import Control, Paper, Trial, beside
-from claimlab.training import Run, Task, Tick
+from claimlab.training import Run, Stepwise, Task, Tick
 
 PAPER = Paper(
     title="DP-SGD Without Clipping: The Lipschitz Neural Network Way",
@@ -304,7 +304,7 @@ class Cost:
             yield Tick(self.step, [found, *[{} for _ in self.seeds[1:]]])
 
 
-class Budgets:
+class Budgets(Stepwise):
     """The first two seeds at other epsilons, one after the other, with the settings chosen for 8; a tick for each."""
 
     trained = {"dpsgd": Ghost, "clipless": Clipless}
@@ -328,8 +328,6 @@ class Budgets:
                 for metrics, member, bound in zip(found, run.members, run.tasks, strict=True):
                     metrics[f"test_accuracy_{name}"] = float(bound.accuracy(member))
             yield Tick(k, found + [{} for _ in self.seeds[2:]])
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
 
 ARMS = {

@@ -21,7 +21,7 @@ from claimlab.parts.threads import one_thread
 from claimlab.studies.robustness import _lst_blind_spots_method as method
 from claimlab.studies.robustness._lst_blind_spots_data import Transformer, convnet, load, own, pairs
 from claimlab.study import Control, Paper, beside
-from claimlab.training import Run, Supervised, Tick
+from claimlab.training import Run, Stepwise, Supervised, Tick
 
 PAPER = Paper(
     title="Exploring Geometry of Blind Spots in Vision Models", authors="Balasubramanian, Sriramanan, Sadasivan, Feizi",
@@ -222,7 +222,7 @@ class Walked(nn.Module):
         return f"{self.label}" if self.rival is None else f"{self.label} against {self.rival}"
 
 
-class Walks:
+class Walks(Stepwise):
     """The walks of one arm: every source to its first and to its second target, all seeds, side by side."""
 
     def __init__(self, spec: Walker, p: Params, seeds: list[int], networks):
@@ -250,8 +250,6 @@ class Walks:
             self.advance()
             due = self.step % every == 0 or self.step == self.total
             yield Tick(self.step, self.look()) if due else None
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
     @one_thread()
     def advance(self):
@@ -297,7 +295,7 @@ class Walks:
         return found
 
 
-class OtherRadii:
+class OtherRadii(Stepwise):
     """Robust networks of the first seed trained at FACTORS times the radius, and level-set traversal on the same pairs.
     A tick for each radius, at step 0, 1, ..."""
 
@@ -330,8 +328,6 @@ class OtherRadii:
             last = tick or last
             yield None
         return last
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
 
 def similarity(a, b, shape) -> float:

@@ -19,7 +19,7 @@ from claimlab.studies.robustness import _spca_robustness_method as fronts
 from claimlab.studies.robustness._spca_robustness_data import Pictures, load
 from claimlab.studies.robustness._spca_robustness_method import Projected, Unprojected
 from claimlab.study import Control, Paper, Trial, beside
-from claimlab.training import Run, Supervised, Tick
+from claimlab.training import Run, Stepwise, Supervised, Tick
 
 PAPER = Paper(
     title="Sparse Representations Improve Adversarial Robustness of Neural Network Classifiers",
@@ -284,7 +284,7 @@ class Penalised(Classifier):
     front = "spca"
 
 
-class OtherPenalties:
+class OtherPenalties(Stepwise):
     """The first three seeds at each of ALPHAS, one after the other; a tick for each, at step 0, 1, ..."""
 
     when = staticmethod(lambda p: p.alphas)
@@ -301,8 +301,6 @@ class OtherPenalties:
                 yield None
             rest = [{} for _ in self.seeds[3:]]
             yield Tick(k, [{"alpha": alpha, **metrics} for metrics in last.metrics] + rest)
-
-    ticks = __iter__ = lambda self: (tick for tick in self.stepwise() if tick is not None)
 
 
 ARMS = {

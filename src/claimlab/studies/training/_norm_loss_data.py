@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.own import arrays
 
 TRAIN, VALIDATION, TEST = 500, 300, 1000  # at most; the digits leave 997 for the test
 TILE, A_CLASS, LEAST = 12, 360, 20
@@ -65,7 +66,7 @@ def own_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not files or not all(file.is_file() for file in files):
         raise ValueError(f"{place}: no such pictures; an .npz with x and y, a CIFAR python batch, or a folder with data_batch_* "
                          "or train is needed")  # fmt: skip
-    parts = [_npz(file) if file.suffix == ".npz" else cifar_batch(file) for file in files]
+    parts = [tuple(arrays(file, ("x", "y"))) if file.suffix == ".npz" else cifar_batch(file) for file in files]
     if len({part[0].shape[1:] for part in parts}) > 1:
         raise ValueError(f"{place}: the files hold pictures of different shapes")
     x, y = (np.concatenate(same) for same in zip(*parts, strict=True))
@@ -84,16 +85,6 @@ def check(name: str, x: np.ndarray, y: np.ndarray) -> None:
         raise ValueError(f"{name}: labels {found[:12].tolist()}; allowed are 0, 1, ... without a gap, at least two")
     if count.min() < LEAST:
         raise ValueError(f"{name}: label {found[count.argmin()]} has {count.min()} pictures; at least {LEAST} are needed")
-
-
-def _npz(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if missing := [name for name in ("x", "y") if name not in arrays]:
-                raise ValueError(f"it has no array {' and no '.join(missing)}; it must hold x and y")
-            return arrays["x"], arrays["y"]
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read as arrays of plain numbers: {error}") from None
 
 
 class Restricted(pickle.Unpickler):
