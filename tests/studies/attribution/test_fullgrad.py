@@ -13,7 +13,7 @@ from torch import nn
 
 from claimlab import study
 from claimlab.experiment import Experiment
-from claimlab.parts.attribution import ranks, remove
+from claimlab.parts.attribution import ranks, remove, smoothgrad
 from claimlab.studies.attribution import _fullgrad_data as source
 from claimlab.studies.attribution import _fullgrad_method as method
 from claimlab.studies.attribution import fullgrad
@@ -173,7 +173,7 @@ def test_smoothgrad_without_noise_is_the_gradient_and_edges_are_sobels():
 
     net, x = network(9), images(2)
     c = method.predicted(net, x)
-    quiet = method.smoothgrad(net, x, c, torch.Generator().manual_seed(0), sd=0.0)
+    quiet = smoothgrad(net, x, c, torch.Generator().manual_seed(0), sd=0.0)
     assert torch.allclose(quiet, method.gradient(net, x, c).abs().sum(1))
     inner = (slice(1, -1), slice(1, -1))
     expected = sobel(x[0, 0].numpy())[inner] / np.sqrt(2)  # skimage: differences of two pixels, mean of the axes

@@ -15,7 +15,8 @@ from torch import nn
 
 from claimlab import study
 from claimlab.experiment import Experiment
-from claimlab.parts.attribution import enlarge, ranks
+from claimlab.parts.attribution import enlarge, fast, ranks, rise_map, rise_masks
+from claimlab.parts.faithfulness import area, curves, energy_inside, points_inside
 from claimlab.studies.attribution import _sobol_attribution_arms as arms
 from claimlab.studies.attribution import _sobol_attribution_data as source
 from claimlab.studies.attribution import _sobol_attribution_method as method
@@ -183,7 +184,7 @@ def test_the_fast_network_is_the_same_function_and_leaves_the_network_alone():
     net, x = random_net(), images(300)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with torch.no_grad():
-        assert torch.allclose(method.fast(net)(x), net(x), atol=1e-5)
+        assert torch.allclose(fast(net)(x), net(x), atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
@@ -192,7 +193,7 @@ def test_asking_many_masks_of_many_images_is_asking_one_by_one(kind):
     net, x, y = random_net(), images(), torch.tensor([0, 3, 1])
     masks = method.spread(torch.rand(7, 9, generator=torch.Generator().manual_seed(0)), (16, 16))
     mu = images(3).flip(3)
-    found = method.ask(method.fast(net), x, y, masks, mu, kind)
+    found = method.ask(fast(net), x, y, masks, mu, kind)
     for i in range(3):
         for k in range(7):
             with torch.no_grad():
@@ -203,14 +204,14 @@ def test_asking_many_masks_of_many_images_is_asking_one_by_one(kind):
 
 def test_rise_masks_are_half_open_and_the_map_of_a_linear_score_finds_its_cell():
     rng = np.random.default_rng(0)
-    masks = method.rise_masks(6000, 4, (16, 16), rng)
+    masks = rise_masks(6000, 4, (16, 16), rng)
     assert abs(masks.mean() - 0.5) < 0.01 and masks.min() >= 0 and masks.max() <= 1
     place = torch.zeros(16, 16)
     place[5:8, 9:12] = 1
     f = (masks[:, 0] * place).sum((1, 2))[None]
-    found = method.rise_map(f, masks)[0]
+    found = rise_map(f, masks)[0]
     direct = sum(f[0, k] * masks[k, 0] for k in range(300)) / (300 * 0.5)
-    assert torch.allclose(method.rise_map(f[:, :300], masks[:300])[0], direct, rtol=1e-4)
+    assert torch.allclose(rise_map(f[:, :300], masks[:300])[0], direct, rtol=1e-4)
     assert place[np.unravel_index(int(found.argmax()), (16, 16))] == 1
 
 
@@ -229,7 +230,7 @@ def test_curves_follow_the_pixels_one_by_one():
     net, x, y = random_net(1), images(2), torch.tensor([2, 0])
     rank = ranks(images(2).flip(2)[:, 0], torch.Generator().manual_seed(0))
     mu, blurred = torch.full((2, 1, 16, 16), 0.4), torch.full((2, 1, 16, 16), 0.1)
-    gone, back = method.curves(net, x, y, rank, mu, blurred, steps=8)
+    gone, back = curves(net, x, y, rank, mu, blurred, steps=8)
     for i in range(2):
         order = np.argsort(-rank[i].flatten().numpy())
         for k in range(9):
@@ -239,19 +240,21 @@ def test_curves_follow_the_pixels_one_by_one():
             with torch.no_grad():
                 p = net(torch.stack([one, two]).view(2, 1, 16, 16)).softmax(1)[:, y[i]]
             assert abs(gone[i, k] - p[0]) < 1e-5 and abs(back[i, k] - p[1]) < 1e-5
-    assert np.allclose(method.area(gone).numpy(), np.trapezoid(gone.numpy(), np.linspace(0, 1, 9), axis=1))
+    assert np.allclose(area(gone).numpy(), np.trapezoid(gone.numpy(), np.linspace(0, 1, 9), axis=1))
 
 
 def test_distances_and_energies():
     a, b = torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[0.0, 5.0, 5.0]])
     assert method.distance(a, 7 * a) == 0 and method.distance(a, b).item() == pytest.approx(0.25)
     maps, box = torch.tensor([[[3.0, -5.0], [1.0, 0.0]]]), torch.tensor([[[True, True], [False, False]]])
-    assert method.energy_inside(maps, box).item() == 0.75
+    assert energy_inside(maps, box).item() == 0.75
+    assert points_inside(torch.cat([maps, -maps]), box.expand(2, -1, -1)).tolist() == [1.0, 1.0]
+    assert points_inside(maps, ~box).item() == 0.0
 
 
 def test_integrated_gradients_of_the_arm_are_captums_from_the_same_baseline():
     net, x, y = random_net(2), images(), torch.tensor([1, 2, 3])
-    s = own.subject(0, method.fast(net), x, y, torch.tensor([0.3]), smoke(), net=net)
+    s = own.subject(0, fast(net), x, y, torch.tensor([0.3]), smoke(), net=net)
     theirs = attr.IntegratedGradients(net).attribute(x, torch.full_like(x, 0.3), target=y, n_steps=32, method="riemann_middle")
     assert torch.allclose(arms.EXPLANATIONS["integrated_gradients"].way(s), theirs.sum(1), atol=1e-5)
     cam = attr.LayerGradCam(net, net[10]).attribute(x, y, relu_attributions=True).detach()

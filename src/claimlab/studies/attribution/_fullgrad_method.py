@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from claimlab.parts.attribution import enlarge, gradcam, gradient, integrated, predicted
+from claimlab.parts.attribution import enlarge, gradcam, gradient, integrated, predicted, smoothgrad
 
 SMOOTH = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
@@ -113,12 +113,6 @@ def scatter(maps: Tensor, rng: torch.Generator) -> Tensor:
 
 
 # ---- the rivals, all for the same logit; absolute values are summed over colour. (net, x [B, C, H, W], target [B]) -> [B, H, W]
-
-
-def smoothgrad(net: nn.Module, x: Tensor, target: Tensor, rng: torch.Generator, copies: int = 15, sd: float = 0.15) -> Tensor:
-    """Mean gradient over noisy copies, |.|"""
-    noisy = (x + sd * torch.randn(x.shape, generator=rng).to(x) for _ in range(copies))
-    return (sum(gradient(net, one, target) for one in noisy) / copies).abs().sum(1)
 
 
 def edge(x: Tensor) -> Tensor:

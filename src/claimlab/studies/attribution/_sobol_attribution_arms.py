@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from claimlab.parts.attribution import enlarge, gradcam, gradient, integrated, ranks, smooth_noise
+from claimlab.parts.attribution import enlarge, fast, gradcam, gradient, integrated, ranks, rise_map, rise_masks, smooth_noise
+from claimlab.parts.faithfulness import area, curves, energy_inside
 from claimlab.studies.attribution import _sobol_attribution_method as method
 from claimlab.training import Run, Stepwise, Tick
 
@@ -63,7 +64,7 @@ def subjects(run: Run, p) -> list[Subject]:
     """The networks of all seeds, each with the test images on which it is explained."""
     found = []
     for seed, net, task in zip(run.seeds, run.members, run.tasks, strict=True):
-        logits, (x, y) = method.fast(net.eval()), task.test
+        logits, (x, y) = fast(net.eval()), task.test
         kept = choose(logits, x, y, p.images)
         box = None if task.box is None else task.box.to(x.device)[kept]
         found.append(subject(seed, logits, x[kept], y[kept], task.x.mean((0, 2, 3)), p, box=box, net=net))
@@ -132,11 +133,11 @@ class Explanation(Stepwise):
     def _measure(self, i: int, points: int) -> dict[str, float]:
         s, maps = self.subjects[i], self.draw(i, points)
         rank = ranks(maps, torch.Generator().manual_seed(zlib.crc32(f"ties {s.seed}".encode())))
-        gone, back = method.curves(s.logits, s.x, s.y, rank, s.hidden, s.blurred)
+        gone, back = curves(s.logits, s.x, s.y, rank, s.hidden, s.blurred)
         self.maps[i], self.curves[i] = maps, (gone, back)
-        found = {"deletion_auc": float(method.area(gone).mean()), "insertion_auc": float(method.area(back).mean())}
+        found = {"deletion_auc": float(area(gone).mean()), "insertion_auc": float(area(back).mean())}
         if s.box is not None:
-            found["energy_in_box"] = float(method.energy_inside(maps, s.box).mean())
+            found["energy_in_box"] = float(energy_inside(maps, s.box).mean())
         return found | self.more(i, points)
 
 
@@ -243,12 +244,12 @@ class Rise(Explanation):
     name = "rise"
 
     def prepare(self, s):
-        masks = method.rise_masks(self.calls(self.p.designs), self.p.grid, self.size, stream(s.seed, "rise"))
+        masks = rise_masks(self.calls(self.p.designs), self.p.grid, self.size, stream(s.seed, "rise"))
         return masks.to(s.x), s.ask(self.p, masks)
 
     def draw(self, i, points):
         (masks, f), k = self.found[i], self.calls(points)
-        return method.rise_map(f[:, :k], masks[:k])
+        return rise_map(f[:, :k], masks[:k])
 
 
 class Occlusion(Explanation):

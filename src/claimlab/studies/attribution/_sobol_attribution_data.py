@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, png, scattered
+from claimlab.parts.attribution import class_folders, crops, png, scattered, strokes
 
 SIDE, DIGIT, CONTRAST = 32, 16, 0.4
 STROKES, BRIGHT = 2, 0.7
@@ -54,17 +54,6 @@ def cluttered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndar
     for i, (a, b) in enumerate(corner):
         box[i, a : a + DIGIT, b : b + DIGIT] = True
     return (ground * (1 - ink) + ink).astype(np.float32)[:, None], y, box
-
-
-def strokes(n: int, rng: np.random.Generator, side: int = 10) -> np.ndarray:
-    """Arcs as thick as a digit's line through three random points of a small square. [n, side, side] in [0, 1]"""
-    ends = rng.uniform(1, side - 2, (n, 3, 2))
-    t = np.linspace(0, 1, 16)[:, None]
-    path = (1 - t) ** 2 * ends[:, :1] + 2 * t * (1 - t) * ends[:, 1:2] + t**2 * ends[:, 2:]  # [n, 16, 2]
-    row, column = np.mgrid[:side, :side]
-    far = (row[None, None] - path[..., 0, None, None]) ** 2 + (column[None, None] - path[..., 1, None, None]) ** 2
-    return np.exp(-far.min(1) / 2).astype(np.float32)
-
 
 # ---- data of one's own
 
@@ -113,7 +102,6 @@ def above_chance(right: float, y: np.ndarray) -> None:
     chance = np.unique(y, return_counts=True)[1].max() / len(y)
     if right <= chance + 2 * np.sqrt(chance * (1 - chance) / len(y)):
         raise ValueError(f"the classifier is right on {right:.0%} of the images, no more than chance ({chance:.0%} for one class)")
-
 
 # ---- the network
 

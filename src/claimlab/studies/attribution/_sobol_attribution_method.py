@@ -6,19 +6,13 @@ number an image: a class's logit or probability.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from claimlab.parts.attribution import enlarge, remove
-
-SPLIT = 128  # images in one pass of the network: more fall out of the processor's cache
 
 # ---- the design: where f is asked
 
@@ -54,7 +48,6 @@ def design(points: int, cells: int, sampler: str, rng: np.random.Generator) -> D
     own = torch.arange(cells)
     c[own, :, own] = b.T
     return Design(a, b, c)
-
 
 # ---- from the answers to the indices
 
@@ -112,7 +105,6 @@ def _share(part: Tensor, variance: Tensor, f: Answers) -> Tensor:
     still = f.a.var(1, keepdim=True) <= 1e-20
     return torch.where(still, 0.0, part / variance.clamp(min=1e-300)).float()
 
-
 # ---- masks on images, and the network's answer to them
 
 
@@ -137,41 +129,7 @@ def ask(logits: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, masks: Te
     chosen = torch.stack(found).softmax(2) if kind == "probability" else torch.stack(found)
     return chosen.gather(2, target[:, None, None].expand(-1, len(masks), 1))[..., 0]
 
-
-def fast(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The same function as `net` in evaluation mode, to rounding: batch norm folded into the convolutions before it, inputs
-    in pieces of SPLIT images with channels last (2 to 4 times as fast)."""
-    layers = list(net.eval()) if isinstance(net, nn.Sequential) else [net]
-    folded: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d) and folded and isinstance(folded[-1], nn.Conv2d):
-            folded[-1] = fuse_conv_bn_eval(folded[-1], layer)
-        else:
-            folded.append(layer)
-    whole = copy.deepcopy(nn.Sequential(*folded)).to(memory_format=torch.channels_last)
-
-    def logits(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([whole(part.contiguous(memory_format=torch.channels_last)) for part in x.split(SPLIT)])
-
-    return logits
-
-
 # ---- the black-box rivals
-
-
-def rise_masks(count: int, grid: int, size: tuple[int, int], rng: np.random.Generator, p: float = 0.5) -> Tensor:
-    """Random binary grids, enlarged smoothly and shifted by up to a cell. [count, 1, H, W]. Source: Petsiuk, Das, Saenko 2018."""
-    cell = [-(-side // grid) for side in size]
-    shown = torch.from_numpy((rng.random((count, grid, grid)) < p).astype(np.float32))
-    large = enlarge(shown, [(grid + 1) * side for side in cell])
-    shift = np.stack([rng.integers(0, side, count) for side in cell], axis=1)
-    return torch.stack([one[a : a + size[0], b : b + size[1]] for one, (a, b) in zip(large, shift, strict=True)])[:, None]
-
-
-def rise_map(f: Tensor, masks: Tensor, p: float = 0.5) -> Tensor:
-    """sum_k f_k M_k / (K p), f [n, K], masks [K, 1, H, W]. [n, H, W]"""
-    return torch.einsum("nk,khw->nhw", f, masks[:, 0]) / (len(masks) * p)
 
 
 def levels(count: int) -> list[float]:
@@ -187,40 +145,13 @@ def one_at_a_time(count: int, cells: int) -> Tensor:
     masks[:, own, own] = torch.tensor(levels(count))[:, None]
     return masks.flatten(0, 1)
 
-
 # ---- what a map is worth
-
-
-def curves(logits, x: Tensor, target: Tensor, rank: Tensor, hidden: Tensor, blurred: Tensor, steps: int = 32) -> tuple[Tensor, Tensor]:
-    """Probability of `target` while the most salient pixels go, and while they come back into a blurred image.
-
-    Pixels in `steps` equal parts; deletion puts `hidden` (mu) in their place. [n, steps + 1] each. All in one batch.
-    """
-    shares = [k / steps for k in range(steps + 1)]
-    gone = [remove(x, rank, share, "most", hidden) for share in shares]
-    back = [remove(x, rank, 1 - share, "least", blurred) for share in shares]
-    with torch.no_grad():
-        p = logits(torch.cat(gone + back)).softmax(1).view(2, steps + 1, len(x), -1)
-    p = p.gather(3, target[None, None, :, None].expand(2, steps + 1, -1, 1))[..., 0]
-    return p[0].T, p[1].T
-
-
-def area(curve: Tensor) -> Tensor:
-    """Area under curves over [0, 1] by trapezoids. [n, steps + 1] -> [n]"""
-    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1))
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """Total variation distance of two maps, each divided by its sum. [n, d], [n, d] -> [n]"""
     a, b = (t / torch.where(t.sum(1) == 0, 1.0, t.sum(1))[:, None] for t in (a, b))
     return (a - b).abs().sum(1) / 2
-
-
-def energy_inside(maps: Tensor, box: Tensor) -> Tensor:
-    """Share of the positive part of each map [n, H, W] that lies in the object's box [n, H, W]. [n]"""
-    own = maps.clamp(min=0)
-    return (own * box).sum((1, 2)) / own.sum((1, 2)).clamp(min=1e-30)
-
 
 # ---- interactions
 

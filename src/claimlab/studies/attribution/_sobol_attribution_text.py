@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
+from claimlab.parts.faithfulness import area
 from claimlab.studies.attribution import _sobol_attribution_method as method
 from claimlab.training import Supervised
 
@@ -117,4 +118,4 @@ def deletion(net, x: Tensor, y: Tensor, maps: Tensor) -> float:
     rank = maps.argsort(1, descending=True).argsort(1)  # 0 goes first
     left = torch.stack([(rank >= k).float() for k in range(WORDS + 1)], dim=1)  # [n, W + 1, W]
     p = net(x[:, None].expand(-1, WORDS + 1, -1), left).softmax(2)
-    return float(method.area(p.gather(2, y[:, None, None].expand(-1, WORDS + 1, 1))[..., 0]).mean())
+    return float(area(p.gather(2, y[:, None, None].expand(-1, WORDS + 1, 1))[..., 0]).mean())

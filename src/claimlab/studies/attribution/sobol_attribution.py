@@ -17,18 +17,19 @@ from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import (
     enlarge,
+    fast,
     predicted,
     ranks,
 )
+from claimlab.parts.faithfulness import curves, energy_inside
 from claimlab.studies.attribution import _sobol_attribution_figures as drawn
-from claimlab.studies.attribution import _sobol_attribution_method as method
 from claimlab.studies.attribution import _sobol_attribution_text as words
 from claimlab.studies.attribution._sobol_attribution_arms import EXPLANATIONS, Explanation, choose, paired_cells, subject
 from claimlab.studies.attribution._sobol_attribution_data import above_chance, checked, load, own_images, own_network
 from claimlab.studies.attribution._sobol_attribution_data import network as build
 from claimlab.studies.attribution._sobol_attribution_method import answers as answers  # shown in the notebook
 from claimlab.studies.attribution._sobol_attribution_method import design as design
-from claimlab.studies.attribution._sobol_attribution_method import fast, first_index, total_index
+from claimlab.studies.attribution._sobol_attribution_method import first_index, total_index
 from claimlab.study import Control, Paper
 from claimlab.training import Supervised
 
@@ -177,7 +178,7 @@ def figures(lab) -> dict[str, go.Figure]:
     s = next(iter(arms.values())).subjects[0]
     maps = {name: arms[name].maps[0][0] for name in drawn.SHOWN if name in arms}
     box = None if s.box is None else s.box[:1]
-    inside = {} if box is None else {name: float(method.energy_inside(m[None], box)) for name, m in maps.items()}
+    inside = {} if box is None else {name: float(energy_inside(m[None], box)) for name, m in maps.items()}
     curves = {name: [[c.mean(0).cpu().numpy() for c in pair] for pair in arm.curves] for name, arm in arms.items()}
     strength, level, share = paired_cells(s, lab.params)
     found = {
@@ -217,7 +218,7 @@ def view_curves(net: nn.Module, params: Params) -> go.Figure:
     for n in arm.stages:
         cells = total_index(f.first(n), params.estimator).view(1, params.grid, params.grid)
         rank = ranks(enlarge(cells, arm.size), torch.Generator().manual_seed(0))
-        pair = method.curves(s.logits, s.x, s.y, rank, s.hidden, s.blurred)
+        pair = curves(s.logits, s.x, s.y, rank, s.hidden, s.blurred)
         found[arm.calls(n)] = tuple(c[0].cpu().numpy() for c in pair)
     return drawn.growing_curves(found)
 
