@@ -88,3 +88,33 @@ def test_a_drawing_beside_a_study_is_loaded_when_it_is_called(tmp_path, monkeypa
     assert drawing(21) == 42
     with pytest.raises(AttributeError, match="triple"):
         beside("family.toy", "triple")(1)
+
+
+def test_declarations_are_kept_beside_the_compiled_module_and_follow_its_source(own_studies, monkeypatch):
+    from claimlab import declarations
+
+    def fresh():
+        declarations._read.cache_clear()
+        return studies.find("toy-blobs")
+
+    def unread(*_):
+        raise AssertionError("the source was read again")
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = own_studies / "blobs" / "toy_blobs.py"
+    first = fresh()
+    kept = declarations._place(path)
+    assert kept.is_file() and not path.with_suffix(".declared").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(declarations, "parse", unread)
+        again = fresh()
+    assert again.as_dict() == first.as_dict() and again.declared["doc"] == first.declared["doc"]
+    assert (again.views, again.trials, again.honesty) == (first.views, first.trials, first.honesty)
+
+    kept.write_bytes(kept.read_bytes()[:40])
+    assert fresh().as_dict() == first.as_dict(), "half a file is as good as none"
+    path.write_text(path.read_text().replace('theme="stages"', 'theme="magic"'))
+    with pytest.raises(StudyError, match="theme 'magic'"):
+        fresh()
+    with pytest.raises(StudyError, match="theme 'magic'"):
+        fresh()

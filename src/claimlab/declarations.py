@@ -6,21 +6,25 @@ VIEWS and TRY are read by their names; what they call is imported when somebody 
 from __future__ import annotations
 
 import ast
+import contextlib
+import hashlib
 import importlib.util
+import marshal
+import os
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
 
 from claimlab import claims, params
 
 DECLARATIONS = ("PAPER", "Params", "CLAIMS")
 THEMES = ("stages", "sensitivity", "representations")
-_PARSER = threading.Lock()
+_PARSER, _MAKER = threading.Lock(), threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,32 +68,100 @@ class StudyError(ValueError):
     """A study that does not exist, or whose module does not declare what a study needs."""
 
 
-def read(path: Path) -> dict[str, Any]:
+class Kept(NamedTuple):
+    """What has been read of a study file: compiled declarations by name, what it imports, and what is read by name alone."""
+
+    codes: dict[str, CodeType]
+    imports: tuple[str, ...]
+    views: tuple[str, ...]
+    trials: dict[str, dict[str, Any]]
+    doc: str
+
+
+class Declared(dict):
+    """Declarations by name. `Params` is made when it is first asked for: dataclasses cost most of what there is to do."""
+
+    def __init__(self, kept: Kept, stem: str):
+        self._kept, self._scope = kept, {
+            "Paper": Paper, "Control": Control, "Claim": claims.Claim, "knob": params.knob, "dataclass": dataclass,
+            "KnobError": params.KnobError, "__name__": f"claimlab.declared.{stem}",
+        }  # fmt: skip
+        sys.modules.setdefault(self._scope["__name__"], ModuleType(self._scope["__name__"]))  # dataclasses look their module up
+        names = {name: self._make(name) for name in (*DECLARATIONS, "HONESTY") if name in kept.codes and name != "Params"}
+        super().__init__(names, views=kept.views, trials=kept.trials, doc=kept.doc)
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._kept.codes:
+            raise KeyError(name)
+        with _MAKER:
+            if name not in self:
+                self[name] = self._make(name)
+        return dict.__getitem__(self, name)
+
+    def _make(self, name: str) -> Any:
+        exec(self._kept.codes[name], self._scope)
+        return self._scope[name]
+
+
+def read(path: Path) -> Declared:
     """The declarations of a study module by name, with `views`, `trials` and `doc`, without contradictions; any error says what
-    is wrong. The same source gives the same declarations again."""
-    return dict(_read(path, path.read_text(encoding="utf-8")))
+    is wrong. The same source gives the same declarations again, from a file beside Python's own compiled ones."""
+    return _read(path, path.read_bytes())
 
 
 @lru_cache(maxsize=512)
-def _read(path: Path, source: str) -> dict[str, Any]:
-    tree = parse(source, str(path))
-    wanted = (*DECLARATIONS, "HONESTY")
-    body = [node for node in tree.body if _name(node) in wanted]
-    scope: dict[str, Any] = {
-        "Paper": Paper, "Control": Control, "Claim": claims.Claim, "knob": params.knob, "dataclass": dataclass,
-        "KnobError": params.KnobError, "__name__": f"claimlab.declared.{path.stem}",
-    }  # fmt: skip
-    sys.modules.setdefault(scope["__name__"], ModuleType(scope["__name__"]))  # dataclasses look their module up
-    exec(compile(ast.Module(body, []), str(path), "exec"), scope)
-    if missing := [name for name in DECLARATIONS if name not in scope]:
+def _read(path: Path, source: bytes) -> Declared:
+    mark = _mark(source)
+    if (kept := _stored(path, mark)) is not None:
+        _installed(kept.imports)
+        return Declared(kept, path.stem)
+    tree = parse(source.decode(), str(path))
+    wanted = {_name(node): node for node in tree.body if _name(node) in (*DECLARATIONS, "HONESTY")}
+    if missing := [name for name in DECLARATIONS if name not in wanted]:
         raise StudyError(f"{path.name} does not declare {', '.join(missing)}")
-    _check_imports(tree)
-    names = {name: scope[name] for name in wanted if name in scope}
+    codes = {name: compile(ast.Module([node], []), str(path), "exec") for name, node in wanted.items()}
     entries = {name: _entries(tree, name) for name in ("VIEWS", "TRY")}
     trials = {name: _trial(call) for name, call in entries["TRY"].items()}
-    declared = {**names, "views": tuple(entries["VIEWS"]), "trials": trials, "doc": ast.get_docstring(tree) or ""}
+    kept = Kept(codes, _imports(tree), tuple(entries["VIEWS"]), trials, ast.get_docstring(tree) or "")
+    _installed(kept.imports)
+    declared = Declared(kept, path.stem)
     validate(declared)
+    _store(path, mark, kept)
     return declared
+
+
+@lru_cache(maxsize=1)
+def _judges() -> bytes:
+    """What decides whether declarations are sound, and how they are kept."""
+    return b"".join(Path(str(module.__file__)).read_bytes() for module in (sys.modules[__name__], claims, params))
+
+
+def _mark(source: bytes) -> bytes:
+    return hashlib.sha256(_judges() + source).digest()
+
+
+def _place(path: Path) -> Path:
+    return Path(importlib.util.cache_from_source(str(path))).with_suffix(".declared")
+
+
+def _stored(path: Path, mark: bytes) -> Kept | None:
+    """What an earlier process has read of the same source; None if there is none."""
+    try:
+        known, *kept = marshal.loads(_place(path).read_bytes())
+        return Kept(*kept) if known == mark else None
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+
+
+def _store(path: Path, mark: bytes, kept: Kept) -> None:
+    """Keep it for other processes, where one may write."""
+    place = _place(path)
+    written = place.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    with contextlib.suppress(OSError):
+        if not sys.dont_write_bytecode:
+            place.parent.mkdir(exist_ok=True)
+            written.write_bytes(marshal.dumps((mark, *kept)))
+            written.replace(place)
 
 
 def parse(text: str, name: str = "<unknown>") -> ast.Module:
@@ -116,16 +188,24 @@ def _trial(call: ast.expr) -> dict[str, Any]:
     return {"kind": ast.literal_eval(call.args[0]) if call.args else "", "help": "", "shape": (0, 0), "arms": (), **words}
 
 
-def _check_imports(tree: ast.Module) -> None:
-    """What would make the import fail and can be seen without importing: an unconditional raise, an absent package."""
+def _imports(tree: ast.Module) -> tuple[str, ...]:
+    """The modules that it imports at its head; StudyError where it raises unconditionally."""
+    found: dict[str, None] = {}
     for node in tree.body:
         if isinstance(node, ast.Raise):
             raise StudyError(f"the module raises on import: {ast.unparse(node)}")
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-        for name in names:
-            if importlib.util.find_spec(name.partition(".")[0]) is None:
-                raise StudyError(f"it imports {name}, which is not installed")
+        found |= dict.fromkeys(names)
+    return tuple(found)
+
+
+def _installed(names: tuple[str, ...]) -> None:
+    """StudyError names a package that is absent: the import would fail."""
+    for name in names:
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top not in sys.modules and importlib.util.find_spec(top) is None:
+            raise StudyError(f"it imports {name}, which is not installed")
 
 
 def validate(declared: dict[str, Any]) -> None:
