@@ -237,7 +237,7 @@ class Visitor:
     """One session of the dashboard over its WebSocket."""
 
     def __init__(self, address: str, page: str, query: str):
-        self.address, self.page, self.query, self.fragment, self.hash = address, page, query, None, ""
+        self.address, self.page, self.query, self.timers, self.hash = address, page, query, {}, ""
 
     async def __aenter__(self):
         import websockets
@@ -268,7 +268,7 @@ class Visitor:
             if kind == "navigation":
                 self.hash = told.navigation.page_script_hash
             if kind == "auto_rerun":
-                self.fragment = told.auto_rerun.fragment_id
+                self.timers[told.auto_rerun.fragment_id] = told.auto_rerun.interval
         return time.monotonic() - began, size
 
 
@@ -333,10 +333,13 @@ async def _watched(address: str, pid: int, run: str, count: int, seconds: int) -
             await one.run()
 
         async def watch(one: Visitor) -> None:
-            for _ in range(seconds):
-                took, _ = await one.run(one.fragment)
-                ticks.append(took)
-                await asyncio.sleep(max(0.0, 1 - took))
+            for second in range(1, seconds + 1):
+                began = time.monotonic()
+                for part, interval in list(one.timers.items()):
+                    if second % round(interval) == 0:
+                        took, _ = await one.run(part)
+                        ticks.append(took)
+                await asyncio.sleep(max(0.0, 1 - (time.monotonic() - began)))
 
         before = _cpu(pid)
         await asyncio.gather(*(watch(one) for one in every))

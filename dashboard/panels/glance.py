@@ -19,7 +19,6 @@ from claimlab import ledger
 AGE = 0.8  # seconds for which what has been read or drawn for one viewer is shown to others as well
 FEW, MANY = 10, 40  # and so many times as long as that took, for one who looks and for a crowd
 READ = 64  # runs, pictures and curves that are kept
-PATIENCE = 15.0  # seconds between two times at which further arms and curves of a run are offered
 
 
 class Shared:
@@ -50,15 +49,6 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The curves and arms that a page offers, and since when (on the clock that never goes back)."""
-
-    curves: list[str]
-    arms: list[str]
-    since: float
-
-
-@dataclass(frozen=True)
 class Glance:
     """A run as it stands: its row, events and commands, oldest first; `kept`: checkpoints that are there, by name, with the
     step of all arms together; `points`: those committed so far, undone ones too, up to `cursor`."""
@@ -69,7 +59,6 @@ class Glance:
     kept: dict[str, int]
     points: pd.DataFrame
     cursor: int = 0
-    before: Listing | None = None
 
     @cached_property
     def condition(self) -> condition.Condition:
@@ -97,23 +86,14 @@ class Glance:
         return [e["payload"] for e in self.events if e["kind"] == "rollback"]
 
     @cached_property
-    def listing(self) -> Listing:
-        """What there is to choose from. It hardly changes while a run goes on, and each change draws whole pages anew: what
-        comes one by one in the first seconds is offered together."""
-        last, now = self.before, time.monotonic()
-        if last is not None and last.curves and now < last.since + PATIENCE and self.row["status"] not in ledger.ENDED:
-            return last
-        return Listing(charts.curves(self.table), list(self.table["arm"].unique()), now)
-
-    @property
     def curves(self) -> list[str]:
         """Metrics that were recorded at more than one step, in the order in which they came."""
-        return self.listing.curves
+        return charts.curves(self.table)
 
-    @property
+    @cached_property
     def arms(self) -> list[str]:
         """The arms that have reported."""
-        return self.listing.arms
+        return list(self.table["arm"].unique())
 
 
 def at(run: str) -> Glance:
@@ -137,7 +117,7 @@ def _look(run: str, last: Glance | None) -> Glance:
     events = [] if last is None else last.events
     events = [*events, *book.events(run, events[-1]["id"] if events else 0)]
     points, cursor = _points(run, row, last)
-    return Glance(row, events, book.commands(run), _kept(run, events), points, cursor, last and last.listing)
+    return Glance(row, events, book.commands(run), _kept(run, events), points, cursor)
 
 
 def _points(run: str, row: dict[str, Any], last: Glance | None) -> tuple[pd.DataFrame, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ from claimlab import figures, ledger, verbs
 from claimlab.study import Study
 
 EVERY = 1.0
+OFFER = 15.0  # seconds after which further arms and curves are offered
+PICKED = "picked"  # of the session: the curves, and the picture of a network or None
 SHOWN = 2
 AT_MOST = 6
 CLOSE = 0.3  # of the axis: what happens nearer than this is named together
@@ -26,7 +29,8 @@ HEIGHT = 340
 
 
 def panel(study: Study, run: dict[str, Any]) -> None:
-    """Draw the run. While it is alive, status and curves renew themselves; what can be pressed is drawn anew only when it changes.
+    """Draw the run. While it is alive, status and curves renew themselves; what can be pressed is drawn anew only when it changes,
+    and what can be picked now and then.
 
     Most of a tick's cost is in its widgets, so that the part that renews itself has none.
     """
@@ -37,33 +41,37 @@ def panel(study: Study, run: dict[str, Any]) -> None:
         if going:
             steer.panel(study, seen)
         answers = st.container()
-        picked, choice = _toolbar(study, seen)
-        body = st.fragment(_draw, run_every=EVERY if going else None, key="live")
-        body(study, run["id"], going, (head, answers), picked, choice, _shape(seen))
+        st.fragment(_toolbar, run_every=OFFER if going else None, key="toolbar")(study, run["id"])
+        st.fragment(_draw, run_every=EVERY if going else None, key="live")(study, run["id"], going, (head, answers), _shape(seen))
 
 
-def _toolbar(study: Study, seen: glance.Glance) -> tuple[list[str], views.Choice | None]:
-    """Which curves are shown, and which picture of a network beside them, if any."""
-    names = ordered(study, seen.curves)
-    if not names:
-        return [], None
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        picked = pills(study, names)
-        choice = None
-        if study.views and watches(study, seen.row):
-            with st.popover("Which network", icon=":material/visibility:", key="which"):
-                choice = views.choose(study, seen)
-    return picked, choice
+def _toolbar(study: Study, run: str) -> None:
+    """Lets the reader pick curves, and a picture of a network beside them, if any."""
+    picked, choice = [], None
+    with store.guarded():
+        seen = glance.at(run)
+        if names := ordered(study, seen.curves):
+            with st.container(horizontal=True, vertical_alignment="bottom"):
+                picked = pills(study, names, _picked)
+                if study.views and watches(study, seen.row, _picked):
+                    with st.popover("Which network", icon=":material/visibility:", key="which"):
+                        choice = views.choose(study, seen, _picked)
+    st.session_state[PICKED] = picked, choice
+
+
+def _picked() -> None:
+    """Draw what has been picked without delay, and nothing else."""
+    st.rerun(["toolbar", "live"])
 
 
 def _shape(seen: glance.Glance) -> tuple:
-    """What the widgets of the page hang on; when it has changed the page is drawn anew as a whole."""
+    """What the buttons of the page hang on; when it has changed the page is drawn anew as a whole."""
     asked = [c["answered"] for c in seen.commands]
-    return seen.row["status"], seen.row["seeds"], seen.curves, seen.arms, seen.condition.undoable, lease.driver(seen.events), asked
+    return seen.row["status"], seen.row["seeds"], bool(seen.curves), seen.condition.undoable, lease.driver(seen.events), asked
 
 
-def _draw(study: Study, run: str, going: bool, places: tuple, picked: list[str], choice: views.Choice | None, shape: tuple) -> None:
-    head, answers = places
+def _draw(study: Study, run: str, going: bool, places: tuple, shape: tuple) -> None:
+    (head, answers), (picked, choice) = places, st.session_state[PICKED]
     with store.guarded():
         if going:
             glance.settled()
@@ -136,16 +144,16 @@ def scene(study: Study, seen: glance.Glance) -> list[str]:
     return names
 
 
-def watches(study: Study, row: dict[str, Any]) -> bool:
+def watches(study: Study, row: dict[str, Any], changed: Callable[[], None] | None = None) -> bool:
     """Whether the reader wants to see a network; while the run goes on that is taken for granted."""
     going = row["status"] not in ledger.ENDED
-    return st.toggle("Watch a network", going, key=f"{study.slug}-watch-{going}", persist_state="session")
+    return st.toggle("Watch a network", going, key=f"{study.slug}-watch-{going}", persist_state="session", on_change=changed)
 
 
-def pills(study: Study, names: list[str]) -> list[str]:
-    """The curves that the reader has picked."""
+def pills(study: Study, names: list[str], changed: Callable[[], None] | None = None) -> list[str]:
+    """The curves that the reader has picked; `changed` is called when that changes."""
     chosen = st.pills("Curves", names, selection_mode="multi", default=names[:SHOWN], key=f"{study.slug}-curves", wrap=True,
-                      format_func=humanised, persist_state="session")  # fmt: skip
+                      format_func=humanised, persist_state="session", on_change=changed)  # fmt: skip
     return (chosen or [])[:AT_MOST]
 
 

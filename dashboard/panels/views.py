@@ -37,14 +37,15 @@ def panel(study: Study, seen: glance.Glance) -> None:
             show(seen.row, choice)
 
 
-def choose(study: Study, seen: glance.Glance) -> Choice:
-    """Choice of view, arm, member and moment."""
-    view = st.selectbox("Live view", study.views, key="view-name", persist_state="session")
+def choose(study: Study, seen: glance.Glance, changed: Callable[[], None] | None = None) -> Choice:
+    """Choice of view, arm, member and moment; `changed` is called when it changes."""
+    kept: dict[str, Any] = {"persist_state": "session", "on_change": changed}
+    view = st.selectbox("Live view", study.views, key="view-name", **kept)
     left, right = st.columns(2)
     usual = next((c.arm for c in study.claims if c.arm in seen.arms), seen.arms[0])
-    arm = left.selectbox("Arm", seen.arms, index=seen.arms.index(usual), key="view-arm", persist_state="session")
-    seed = right.selectbox("Member", seen.row["seeds"], key="view-seed", format_func=lambda s: f"seed {s}", persist_state="session")
-    return Choice(view, arm, seed, _moment(seen))
+    arm = left.selectbox("Arm", seen.arms, index=seen.arms.index(usual), key="view-arm", **kept)
+    seed = right.selectbox("Member", seen.row["seeds"], key="view-seed", format_func=lambda s: f"seed {s}", **kept)
+    return Choice(view, arm, seed, _moment(seen, changed))
 
 
 def show(row: dict[str, Any], choice: Choice) -> None:
@@ -56,14 +57,14 @@ def show(row: dict[str, Any], choice: Choice) -> None:
     st.caption(plain(told))
 
 
-def _moment(seen: glance.Glance) -> str:
+def _moment(seen: glance.Glance, changed: Callable[[], None] | None) -> str:
     """Now, while the run goes on, or the name of a checkpoint."""
     row, known = seen.row, seen.kept
     going = row["status"] not in ledger.ENDED
     names = [*known, NOW] if going else list(known)
     if len(names) < 2:
         return names[0] if names else ""
-    return st.select_slider("Moment", names, value=names[-1], key=f"view-moment-{row['id']}-{going}",
+    return st.select_slider("Moment", names, value=names[-1], key=f"view-moment-{row['id']}-{going}", on_change=changed,
                             format_func=lambda name: NOW if name == NOW else f"step {known[name]:,} of all arms")  # fmt: skip
 
 

@@ -90,4 +90,3 @@ def fresh(monkeypatch):
     monkeypatch.setattr(glance, "AGE", 0.0)
     monkeypatch.setattr(glance, "FEW", 0.0)
     monkeypatch.setattr(glance, "MANY", 0.0)
-    monkeypatch.setattr(glance, "PATIENCE", 0.0)
