@@ -169,13 +169,13 @@ def clusters(s: Seen, found, layer: str) -> go.Figure:
     heads = [f"cluster {'AB'[i]} in net {net}" for i in range(len(two)) for net in (1, 2)]
     rows = max(2 * len(two), 1)
     specs = [[{"rowspan": rows} if r == 0 else None, {}] for r in range(rows)]
-    fig = make_subplots(rows, 2, specs=specs, column_widths=[0.52, 0.48], vertical_spacing=0.1, horizontal_spacing=0.08,
+    fig = make_subplots(rows, 2, specs=specs, column_widths=[0.5, 0.5], vertical_spacing=0.1, horizontal_spacing=0.17,
                         subplot_titles=["|correlation| between the networks", *heads])  # fmt: skip
     place = {k: i for i, k in enumerate([*two, *np.setdiff1d(np.unique(found.first), two)])}
     rank = [np.array([place.get(k, len(place)) for k in labels]) for labels in (found.first, found.second)]
     first, second = (np.argsort(r, kind="stable") for r in rank)
     fig.add_heatmap(z=np.abs(found.between[np.ix_(first, second)]).round(3), colorscale="Cividis", zmin=0, zmax=1, row=1, col=1,
-                    colorbar=dict(thickness=12, x=-0.14, title="|c|"), hovertemplate="%{z:.2f}<extra></extra>")  # fmt: skip
+                    colorbar=dict(thickness=12, x=0.42, title="|c|"), hovertemplate="%{z:.2f}<extra></extra>")  # fmt: skip
     for k in range(len(place)):
         ends = [np.searchsorted(np.sort(r), [k, k + 1]) - 0.5 for r in rank]
         fig.add_shape(type="rect", y0=ends[0][0], y1=ends[0][1], x0=ends[1][0], x1=ends[1][1], line=dict(color="#FFFFFF", width=1.5),
