@@ -101,9 +101,9 @@ def own_images(folder: str) -> tuple[Part, tuple[int, int, int, int], tuple[str,
         raise ValueError(f"images/{table['image'][0]} is {_size(images[0])}: sides from 16 to 256 pixels are allowed")
     centre = np.tile(np.array(side) // 2, (len(images), 1))
     y = table[list(names)].to_numpy(dtype=np.int64)
-    site = torch.from_numpy(table["site"].to_numpy(dtype=np.int64)) if "site" in table else None
+    site = torch.tensor(table["site"].to_numpy(dtype=np.int64)) if "site" in table else None
     patient = torch.from_numpy(np.unique(table["patient"].astype(str), return_inverse=True)[1])
-    part = Part(*map(torch.from_numpy, (np.stack(images), mask, centre, y)), site, None, patient)
+    part = Part(*map(torch.tensor, (np.stack(images), mask, centre, y)), site, None, patient)
     return part, reach_of(mask, centre), names
 
 

@@ -15,7 +15,7 @@ FINDINGS = ("opacity", "effusion", "cardiomegaly")
 RIGHT = 0.8  # q: how often a visible sign says what the disease is
 GROWTH = 1.25  # of an enlarged heart, and so of the outline
 NOISE = 0.08  # standard deviation of the smooth noise
-OPACITY, EFFUSION = 0.30, 0.24  # contrast of the true signs at inside_contrast = 1 (chosen on development seeds)
+OPACITY, EFFUSION = 0.65, 0.50  # contrast of the true signs at inside_contrast = 1 (chosen on development seeds)
 SLOPE, MARKER, ARM, BORDER = 0.12, 0.35, 0.18, 0.5  # contrast of the hospital's traces at outside_contrast = 1
 RIBS = 0.05
 BODY = {
@@ -124,7 +124,7 @@ def blobs(contrast, body, row, column, unit: float, mask: np.ndarray, rng: np.ra
     count = rng.integers(1, 4, n)
     for k in range(3):
         lung, angle, radius = rng.choice((-1, 1), n), rng.uniform(0, 2 * np.pi, n), np.sqrt(rng.random(n))
-        a, b, c, wide = (t[:, None, None] for t in (lung, radius * np.sin(angle), radius * np.cos(angle), rng.uniform(1.3, 2.0, n)))
+        a, b, c, wide = (t[:, None, None] for t in (lung, radius * np.sin(angle), radius * np.cos(angle), rng.uniform(1.5, 2.2, n)))
         down = (row - b * body["lung_height"] + unit) / (unit * wide)
         right = (column - a * body["apart"] - c * body["lung_width"]) / (unit * wide)
         height = (k < count)[:, None, None] * np.exp(-(down**2) / 2)

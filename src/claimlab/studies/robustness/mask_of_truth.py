@@ -121,7 +121,7 @@ class Audit(Supervised):
 
     @property
     def every(self) -> int:
-        return max(5, self.steps // 8)
+        return self.steps if self.lean else max(5, self.steps // 8)
 
     def bind(self, seed):
         bound = type(self)(self.p)
