@@ -25,6 +25,7 @@ WORDS = {
 SHOWN = ("gradcam", "gradcam_pp", "smooth_gradcam_pp")
 METRICS = {"both_found": "every object found", "energy_in_object": "energy in objects", "iou": "IoU, one object",
            "sharpness": "sharpness"}  # fmt: skip
+METRIC_UNITS = {"both_found": "share of images", "energy_in_object": "share of map", "iou": "share", "sharpness": "1 / pixel"}
 
 
 def _grey(fig: go.Figure, places: list[int]) -> go.Figure:
@@ -59,24 +60,30 @@ def bars(table: pd.DataFrame) -> go.Figure:
     arms = [a for a in STYLE if a in last.index.get_level_values("arm")]
     fig = make_subplots(1, len(shown), subplot_titles=[METRICS[m] for m in shown], shared_yaxes=True, horizontal_spacing=0.03)
     for column, metric in enumerate(shown, start=1):
+        top = 1.12 * max(last[metric, a].max() for a in arms if (a, metric) != ("smoothgrad", "sharpness"))  # grains leave the panel
         for place, arm in enumerate(arms):
-            values = last[metric, arm].to_numpy()
-            low, high = interval(values) if len(values) > 1 else (values.mean(), values.mean())
-            colour, mean = STYLE[arm][0], values.mean()
-            fig.add_bar(x=[mean], y=[place], orientation="h", marker_color=faded(colour, 0.55), showlegend=False, row=1, col=column,
-                        error_x={"array": [high - mean], "arrayminus": [mean - low], "color": INK, "thickness": 1.2},
-                        hovertemplate=f"{WORDS[arm]}: %{{x:.3f}}<extra></extra>")  # fmt: skip
-            fig.add_scatter(x=values, y=place + np.linspace(-0.25, 0.25, len(values)), mode="markers", row=1, col=column,
-                            marker={"color": colour, "size": 4}, showlegend=False, hoverinfo="x")  # fmt: skip
-        top = max(last[metric].max() * 1.08, 1e-3)
-        fig.update_xaxes(range=[0, top], nticks=4, row=1, col=column)
-    best = [f"{METRICS[m]} {WORDS[last[m].groupby('arm').mean().idxmax()]}" for m in shown]
-    style(fig, "Highest mean: " + "; ".join(best), height=470)
+            _bar(fig, column, place, arm, last[metric, arm].to_numpy(), top)
+        fig.update_xaxes(range=[0, max(top, 1e-3)], nticks=4, title_text=METRIC_UNITS[metric], row=1, col=column)
+    means = last.groupby(["metric", "arm"]).mean()
+    said = [f"{METRICS[m]} {means[m, 'smooth_gradcam_pp'] - means[m, 'gradcam_pp']:+.3f}" for m in shown
+            if {"smooth_gradcam_pp", "gradcam_pp"} <= set(arms)]  # fmt: skip
+    style(fig, "What the noise adds, Smooth Grad-CAM++ minus Grad-CAM++: " + ", ".join(said), height=470)
     fig.update_yaxes(autorange="reversed", tickvals=list(range(len(arms))), ticktext=[WORDS[a] for a in arms])
-    units = {"both_found": "share of images", "energy_in_object": "share of map", "iou": "share", "sharpness": "1 / pixel"}
-    for column, metric in enumerate(shown, start=1):
-        fig.update_xaxes(title_text=units[metric], row=1, col=column)
-    return fig.update_layout(margin_b=60, bargap=0.25)
+    return fig.update_layout(margin_b=60, bargap=0.25, title_x=0.01, title_xref="container")  # the names of the arms are wide
+
+
+def _bar(fig: go.Figure, column: int, place: int, arm: str, values: np.ndarray, top: float) -> None:
+    """One arm in one panel; where the mean lies beyond `top` it is written down instead."""
+    low, high = interval(values) if len(values) > 1 else (values.mean(), values.mean())
+    colour, mean, panel = STYLE[arm][0], values.mean(), {"row": 1, "col": column, "showlegend": False}
+    fig.add_bar(x=[mean], y=[place], orientation="h", marker_color=faded(colour, 0.55),
+                error_x={"array": [high - mean], "arrayminus": [mean - low], "color": INK, "thickness": 1.2},
+                hovertemplate=f"{WORDS[arm]}: %{{x:.3f}}<extra></extra>", **panel)  # fmt: skip
+    fig.add_scatter(x=values, y=place + np.linspace(-0.25, 0.25, len(values)), mode="markers", marker={"color": colour, "size": 4},
+                    hoverinfo="x", **panel)  # fmt: skip
+    if mean > top:
+        fig.add_scatter(x=[0.95 * top], y=[place], mode="text", text=f"{mean:.1f} →", textposition="middle left", hoverinfo="skip",
+                        textfont_color=INK, **panel)  # fmt: skip
 
 
 def sweeps(table: pd.DataFrame, noise: float) -> go.Figure:
@@ -98,20 +105,19 @@ def sweeps(table: pd.DataFrame, noise: float) -> go.Figure:
             if method and column == 1:
                 told = middle["mean"]
     best = told.idxmax()
-    title = f"Smooth Grad-CAM++ finds every object in {told.iloc[0]:.0%} of images without noise, in {told[best]:.0%} at its best, "
-    title += f"a noise of {best:g}; the copies at the right have {noise:g}"
-    for column in (1, 2):
-        for arm in ("gradcam", "layercam"):
-            values = table[(table["arm"] == arm) & (table["metric"] == "both_found")]["value"]
-            if len(values) and column == 2:
-                fig.add_hline(y=values.mean(), line={"dash": "dot", "color": STYLE[arm][0], "width": 1.5}, row=1, col=2,
-                              annotation_text=WORDS[arm], annotation_font_color=STYLE[arm][0],
-                              annotation_position="top left" if arm == "gradcam" else "bottom right")  # fmt: skip
+    title = f"Smooth Grad-CAM++ finds every object in {told.iloc[0]:.0%} of images without noise, in {told[best]:.0%} at its best "
+    title += f"(noise {best:g}); the copies at the right have a noise of {noise:g}"
+    copies = sorted(set(table["step"][(table["arm"] == "smooth_gradcam_pp") & (table["metric"] == "both_found")]))
+    for arm in ("gradcam", "gradcam_pp", "layercam"):
+        values = table[(table["arm"] == arm) & (table["metric"] == "both_found")]["value"]
+        if len(values):
+            fig.add_scatter(x=[copies[0], copies[-1]], y=[values.mean()] * 2, mode="lines", name=f"{WORDS[arm]} (right)", row=1, col=2,
+                            line={"dash": "dot", "color": STYLE[arm][0], "width": 2})  # fmt: skip
     style(fig, title, height=460)
     fig.update_xaxes(title_text="noise [share of the input's range]", col=1)
-    copies = sorted(set(table["step"][(table["arm"] == "smooth_gradcam_pp") & (table["metric"] == "both_found")]))
     fig.update_xaxes(title_text="noisy copies (log axis)", type="log", tickvals=copies, ticktext=[str(c) for c in copies], col=2)
-    fig.update_yaxes(title_text="share of images with every object found", col=1)
+    fig.update_yaxes(range=[0, 1.02])
+    fig.update_yaxes(title_text="share with every object found", col=1)
     return fig.update_layout(margin_b=130)
 
 
@@ -131,7 +137,7 @@ def precision_recall(curves: dict[str, list[tuple[Tensor, Tensor]]]) -> go.Figur
     if "smooth_gradcam_pp" in ranked[1:]:
         title += f"; Smooth Grad-CAM++ ({area['smooth_gradcam_pp']:.2f}) is number {ranked.index('smooth_gradcam_pp') + 1} of {len(area)}"
     style(fig, title, height=500, x="recall: share of object pixels above the threshold",
-          y="precision: share of pixels above it that are the object's")  # fmt: skip
+          y="precision: share of them that is the object's")  # fmt: skip
     fig.update_xaxes(range=[0, 1.01])
     return fig.update_yaxes(range=[0, 1.02]).update_layout(margin_b=150)
 
@@ -174,7 +180,7 @@ def growth(image: Tensor, mask: Tensor, still: dict[str, Tensor], grown: dict[in
                     showscale=False, hoverinfo="skip")  # fmt: skip
     last = grown[max(grown)]["smooth_gradcam_pp"]
     share = float((last * mask.to(last)).sum() / last.sum().clamp(min=1e-30))
-    style(fig, f"{share:.0%} of Smooth Grad-CAM++ lies inside the objects after {max(grown)} noisy copies (their number is given)",
+    style(fig, f"{share:.0%} of Smooth Grad-CAM++ lies inside the objects after {max(grown)} noisy copies; numbers are copies",
           height=120 + 150 * len(rows))  # fmt: skip
     fig.update_xaxes(visible=False, constrain="domain")
     fig.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
