@@ -141,7 +141,7 @@ def heat(scores: Tensor, hidden: Tensor) -> Tensor:
 def promising(slope: Tensor, hidden: Tensor, count: int) -> Tensor:
     """The `count` occluders that hide most of the absolute gradient `slope` [n, H, W], the largest first. [n, count] indices"""
     inside = torch.einsum("nhw,khw->nk", slope, hidden)
-    return inside.argsort(1, descending=True, stable=True)[:, :count]
+    return inside.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def spread(scores: Tensor, chosen: Tensor, count: int) -> Tensor:
