@@ -18,8 +18,8 @@ NAMES = {"siren": "SIREN", "siren_tuned": "SIREN, tuned ω₀", "winner": "WINNE
          "first_layer_only": "first layer only", "fourier_features": "Fourier features",
          "siren_slow": "SIREN, slow", "winner_slow": "WINNER, slow"}  # fmt: skip
 COLOURS = colours(list(NAMES), "siren", "winner")
-COMPARED = list(study.COMPARED)
-MAIN = ("siren", "winner")
+FAST = [arm for arm in NAMES if not arm.endswith("slow")]
+MAIN, SLOW = ("siren", "winner"), ("siren_slow", "winner_slow")
 BAND = "rgba(230,159,0,0.16)"
 SAMPLES, FINER = 24, 16  # of the piece that is drawn, and points drawn a sample
 FLOOR = -60.0  # dB, of spectra
@@ -29,8 +29,10 @@ def figures(lab) -> dict[str, go.Figure]:
     """All figures that the arms of `lab` allow."""
     found = {}
     if set(MAIN) <= set(lab.arms):
-        found = {"silence against signal": silence(lab), "spectra of the layers": layers(lab), "kernel": kernels(lab),
-                 "over steps": course(lab), "between the points": between(lab)}  # fmt: skip
+        found = {"spectra of the layers": layers(lab), "kernel": kernels(lab), "over steps": course(lab),
+                 "between the points": between(lab), "signal against signal": silence(lab, MAIN)}  # fmt: skip
+    if set(SLOW) <= set(lab.arms):
+        found = {"silence against signal": silence(lab, SLOW)} | found
     return found | ({"band": bands(lab)} if "edges" in lab.arms else {})
 
 
@@ -72,43 +74,46 @@ def _number(value: float) -> str:
 # ---- the figures
 
 
-def silence(lab) -> go.Figure:
+def silence(lab, arms) -> go.Figure:
     """High target and fit of the first seed: a piece in time, between the samples too, and both spectra."""
-    heads = [f"{NAMES[arm]}, {what}" for arm in MAIN for what in ("in time", "spectrum")]
-    fig = make_subplots(2, 2, subplot_titles=heads, horizontal_spacing=0.12, vertical_spacing=0.2)
+    heads = [f"{NAMES[arm]}: {what}" for arm in arms for what in ("in time", "spectrum")]
+    fig = make_subplots(2, 2, subplot_titles=heads, horizontal_spacing=0.12, vertical_spacing=0.22)
     n, seed = lab.params.points, lab.seeds[0]
-    function = study.data.tones("high", seed, n, lab.params.band_low)
-    grid = study.data.grid(n)
+    function, grid = study.data.tones("high", seed, n, lab.params.band_low), study.data.grid(n)
     near = grid[n // 2 - SAMPLES // 2 :][:SAMPLES]
     fine = np.linspace(near[0], near[-1], (SAMPLES - 1) * FINER + 1)
-    for row, arm in enumerate(MAIN, 1):
+    for row, (arm, colour) in enumerate(zip(arms, (GREY, BLUE), strict=True), 1):
         net = lab.arms[arm].members[0].nets["high"]
-        pens = {"target": dict(color=INK, width=1.2, dash="dot"), "fit": dict(color=COLOURS[arm], width=2)}
+        pens = {"target": dict(color=INK, width=1.2, dash="dot"), "fit": dict(color=colour, width=2)}
         for name, y, whole in (("target", function(fine), function(grid)), ("fit", _answer(net, fine), _answer(net, grid))):
             told = name if name == "target" else f"fit of {NAMES[arm]}"
-            legend = dict(name=told, legendgroup=told)
-            fig.add_scatter(x=fine, y=y, mode="lines", line=pens[name], showlegend=False, row=row, col=1, **legend)
+            pen = dict(mode="lines", line=pens[name], name=told, legendgroup=told, row=row)
+            fig.add_scatter(x=fine, y=y, showlegend=False, col=1, **pen)
             x, power = spectrum(whole)
-            fig.add_scatter(x=x, y=power, mode="lines", line=pens[name], showlegend=name == "fit" or row == 1, row=row, col=2,
-                            **legend)  # fmt: skip
+            fig.add_scatter(x=x, y=power, showlegend=name == "fit" or row == 1, col=2, **pen)
         fig.add_scatter(x=near, y=function(near), mode="markers", marker=dict(color=INK, size=5), name="samples that are trained on",
                         showlegend=row == 1, row=row, col=1)  # fmt: skip
     fig.update_xaxes(title_text="x", col=1).update_xaxes(title_text="frequency (share of Nyquist)", col=2, range=[0, 1])
     fig.update_yaxes(title_text="y", col=1).update_yaxes(title_text="power (dB)", range=[FLOOR - 3, 3], col=2)
-    r2 = {arm: values(lab.table, arm, "r2_high").mean() for arm in MAIN}
-    told = f"SIREN explains {_number(100 * r2['siren'])} % of the high target's variance on the samples, WINNER "
-    return style(fig, f"{told}{_number(100 * r2['winner'])} % (seed {seed} drawn)", height=560)
+    r2 = [_number(100 * values(lab.table, arm, "r2_high").mean()) for arm in arms]
+    rate = lab.params.lr * lab.arms[arms[0]].task.rate
+    told = f"With a learning rate of {rate:g} SIREN explains {r2[0]} % of the high target's variance on the samples, "
+    return style(fig, f"{told}WINNER {r2[1]} % (seed {seed} drawn)", height=580)
 
 
 @torch.no_grad()
-def _phases(net, x) -> list[np.ndarray]:
-    return [one.cpu().double().numpy() for one in net.nets["high"].phases(x)]
+def _inner(net, x) -> list[np.ndarray]:
+    """What enters the layers from the second on, and the answer: power [f, units] of each, by a Hann window."""
+    one = net.nets["high"]
+    window = torch.hann_window(len(x), periodic=False, dtype=torch.float64)[:, None].numpy() * (8 / 3) ** 0.5  # of mean square 1
+    found = [part.cpu().double().numpy() for part in (*one.phases(x)[1:], one(x)[:, None])]
+    return [method.power((part - part.mean(0)) * window) for part in found]
 
 
 def layers(lab) -> go.Figure:
-    """Mean power spectrum of what enters the sines of each layer, at the start and at the end; the target's band is shaded."""
+    """Mean power spectrum of what enters each layer but the first, at the start and at the end; the target's band is shaded."""
     depth = lab.params.layers
-    heads = [f"layer {k}" for k in range(1, depth + 1)]
+    heads = [f"into layer {k}" for k in range(2, depth + 1)] + ["answer"]
     fig = make_subplots(1, depth, shared_yaxes=True, subplot_titles=heads, horizontal_spacing=0.03)
     inside = {}
     low, high = _band(lab.arms["siren"].task)
@@ -116,31 +121,31 @@ def layers(lab) -> go.Figure:
         run = lab.arms[arm]
         x = run.tasks[0].x
         for when, net in (("start", run.fresh(0).to(x.device)), ("end", run.members[0])):
-            for k, phases in enumerate(_phases(net, x), 1):
-                power = method.power(phases - phases.mean(0)).mean(1)
+            pen = dict(color=COLOURS[arm], width=2.4 if when == "start" else 1.4, dash="solid" if when == "start" else "dot")
+            for k, each in enumerate(_inner(net, x), 1):
+                power = each.mean(1)
                 f = np.linspace(0, 1, len(power))
-                inside[arm, when, k] = power[(f >= low) & (f <= high)].sum() / power.sum()
+                inside[arm, when] = power[(f >= low) & (f <= high)].sum() / power.sum()
                 groups = np.array_split(np.arange(len(power)), min(64, len(power)))
-                fig.add_scatter(
-                    x=[f[g].mean() for g in groups], y=decibels(np.array([power[g].sum() for g in groups])), mode="lines",
-                    line=dict(color=COLOURS[arm], width=2.4 if when == "start" else 1.4, dash="solid" if when == "start" else "dot"),
-                    name=f"{NAMES[arm]}, {when}", legendgroup=arm + when, showlegend=k == 1, row=1, col=k,
-                )  # fmt: skip
+                total = np.array([power[g].sum() for g in groups])
+                fig.add_scatter(x=[f[g].mean() for g in groups], y=decibels(total), mode="lines", line=pen, row=1, col=k,
+                                name=f"{NAMES[arm]}, {when}", legendgroup=arm + when, showlegend=k == 1)  # fmt: skip
     for k in range(1, depth + 1):
         fig.add_vrect(x0=low, x1=high, fillcolor=BAND, line_width=0, layer="below", row=1, col=k)
     fig.update_xaxes(title_text="share of Nyquist", range=[0, 1]).update_yaxes(title_text="power (dB re 1 rad²)", col=1)
-    told = " and ".join(f"{NAMES[arm]} {100 * inside[arm, 'start', depth]:.2g} %" for arm in MAIN)
-    return style(fig, f"Of the power that enters the last sines at the start, the target's band (shaded) holds: {told}", height=430)
+    shares = {arm: 100 * inside[arm, "start"] for arm in MAIN}
+    told = " and ".join(f"{NAMES[arm]} {'under 0.01' if s < 0.01 else f'{s:.2g}'} %" for arm, s in shares.items())
+    return style(fig, f"Power of the untrained answer inside the target's band (shaded): {told}", height=430)
 
 
 def kernels(lab) -> go.Figure:
     """How much of the high target's energy the leading eigenvectors of the tangent kernel hold at the start."""
     fig = go.Figure()
-    for arm in (a for a in COMPARED if a in lab.arms):
+    for arm in (a for a in FAST if a in lab.arms and a != "siren_tuned"):  # its kernel here is SIREN's
         sums = np.stack([np.cumsum(net.shares.cpu().double().numpy()) for net in lab.arms[arm].members])
         share = np.arange(1, sums.shape[1] + 1) / sums.shape[1]
         if arm in MAIN:
-            low, high = np.array([interval(column) for column in sums.T]).T
+            low, high = np.array([interval(column) for column in sums.T]).T.clip(0, 1)
             fig.add_scatter(x=np.r_[share, share[::-1]], y=np.r_[high, low[::-1]], fill="toself", line_width=0, hoverinfo="skip",
                             fillcolor=faded(COLOURS[arm], 0.2), showlegend=False, legendgroup=arm)  # fmt: skip
         fig.add_scatter(x=share, y=sums.mean(0), mode="lines", line=dict(color=COLOURS[arm], width=3 if arm in MAIN else 1.6),
@@ -157,18 +162,21 @@ def kernels(lab) -> go.Figure:
 def course(lab) -> go.Figure:
     """PSNR over steps on the three targets."""
     fig = make_subplots(1, 3, shared_yaxes=True, subplot_titles=[f"{name} target" for name in study.SOUNDS], horizontal_spacing=0.03)
+    top = 0.0
     for col, target in enumerate(study.SOUNDS, 1):
-        for arm in (a for a in NAMES if a in lab.arms):
+        for arm in (a for a in reversed(NAMES) if a in lab.arms):
             rows = lab.table[(lab.table.arm == arm) & (lab.table.metric == f"psnr_{target}")]
             if rows.empty:
                 continue
             wide = rows.pivot(index="step", columns="seed", values="value")
             x, (low, high) = wide.index.to_numpy(), np.array([interval(row) for row in wide.to_numpy()]).T
+            top = max(top, wide.mean(axis=1).max())
             fig.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(COLOURS[arm], 0.15),
                             line_width=0, hoverinfo="skip", showlegend=False, legendgroup=arm, row=1, col=col)  # fmt: skip
             fig.add_scatter(x=x, y=wide.mean(axis=1), mode="lines", line=dict(color=COLOURS[arm], width=2.4), name=NAMES[arm],
                             legendgroup=arm, showlegend=target == "high", row=1, col=col)  # fmt: skip
-    fig.update_xaxes(title_text="optimiser step").update_yaxes(title_text="PSNR on the samples (dB)", col=1)
+    fig.update_xaxes(title_text="optimiser step").update_yaxes(range=[0, 1.1 * top])
+    fig.update_yaxes(title_text="PSNR on the samples (dB)", col=1).update_layout(legend_traceorder="reversed")
     ends = {arm: values(lab.table, arm, "psnr_mean").mean() for arm in ("siren", "siren_tuned", "winner", "fixed_noise") if arm in lab.arms}
     told = ", ".join(f"{NAMES[arm]} {end:.0f}" for arm, end in ends.items())
     return style(fig, f"Mean PSNR over the three targets at the end, in dB: {told}", height=440)
@@ -206,18 +214,20 @@ def bands(lab) -> go.Figure:
     """PSNR on the samples of a high target against the lower edge of its band, first seed; small dots: all seeds."""
     fig, seed, here = go.Figure(), lab.seeds[0], lab.params.band_low
     ends = lab.table.sort_values("step").groupby(["arm", "metric", "seed"]).value.last()
-    for arm in (a for a in COMPARED if a in lab.arms):
-        known = {here: ends[arm, "psnr_high", seed]}
-        known |= {edge: ends["edges", f"{arm} at {edge:g}: psnr_high", seed] for edge in study.EDGES if edge != here}
-        x = sorted(known)
-        fig.add_scatter(x=x, y=[known[edge] for edge in x], mode="lines+markers", name=NAMES[arm], legendgroup=arm,
-                        line=dict(color=COLOURS[arm], width=3 if arm in MAIN else 1.8))  # fmt: skip
+    known = {}
+    for arm in (a for a in NAMES if a in lab.arms and ("edges", f"{a} at 0: psnr_high", seed) in ends):
+        known[arm] = {edge: ends["edges", f"{arm} at {edge:g}: psnr_high", seed] for edge in study.EDGES}
+        known[arm][here] = ends[arm, "psnr_high", seed]
+        x = sorted(known[arm])
+        pen = dict(color=COLOURS[arm], width=3 if arm in (*MAIN, *SLOW) else 1.6)
+        fig.add_scatter(x=x, y=[known[arm][edge] for edge in x], mode="lines+markers", name=NAMES[arm], legendgroup=arm, line=pen)
         every = ends[arm, "psnr_high"].to_numpy()
         fig.add_scatter(x=[here] * len(every), y=every, mode="markers", marker=dict(color=COLOURS[arm], size=5, opacity=0.5),
                         showlegend=False, legendgroup=arm, hoverinfo="y")  # fmt: skip
-    first, last = (ends["edges", f"siren at {edge:g}: psnr_high", seed] for edge in (min(study.EDGES), max(study.EDGES)))
-    title = f"SIREN's fit goes from {first:.0f} to {last:.0f} dB as the band moves up (seed {seed})"
-    return style(fig, title, x="lower edge of the band (share of Nyquist)", y="PSNR of the high target (dB)", height=440)
+    slow = known["siren_slow"]
+    title = f"From the lowest to the highest band the slow SIREN goes from {slow[min(slow)]:.0f} to {slow[max(slow)]:.0f} dB, "
+    title += f"SIREN at the full rate from {known['siren'][min(slow)]:.0f} to {known['siren'][max(slow)]:.0f} dB (seed {seed})"
+    return style(fig, title, x="lower edge of the band (share of Nyquist)", y="PSNR of the high target (dB)", height=460)
 
 
 # ---- views: everything comes from the network, which carries its targets
@@ -255,7 +265,7 @@ def fit_view(net, params) -> go.Figure:
 def kernel_view(net, params) -> go.Figure:
     """Eigenvalues of the tangent kernel now, and the target's energy on its eigenvectors, summed up."""
     one, x, y, name = _shown(net)
-    near, target = study.probe(x, y)
+    near, target = study.probe(x, y, study.PROBE // 2)  # a live picture has to be quick
     found, shares = method.energy_on(method.tangent_kernel(one, near), target)
     found, shares = found.cpu().numpy(), shares.cpu().numpy()
     fig = make_subplots(2, 1, vertical_spacing=0.12, shared_xaxes=True)

@@ -60,14 +60,15 @@ class SineNet(nn.Module):
     Standard start: W_0 ~ U(+-1/d), all others U(+-sqrt(6/n) / w0), biases U(+-1/sqrt(fan in)). Weights lie as [in, out].
     """
 
-    def __init__(self, inputs: int, width: int, layers: int, omega: float):
+    def __init__(self, inputs: int, width: int, layers: int, omega: float, rng: torch.Generator):
         super().__init__()
         self.omega = omega
         sizes = [inputs, *[width] * layers, 1]
         pairs = list(zip(sizes, sizes[1:], strict=False))
         spread = [1 / inputs] + [math.sqrt(6 / n) / omega for n, _ in pairs[1:]]
-        self.weights = nn.ParameterList(torch.empty(n, m).uniform_(-s, s) for (n, m), s in zip(pairs, spread, strict=True))
-        self.biases = nn.ParameterList(torch.empty(m).uniform_(-(n**-0.5), n**-0.5) for n, m in pairs)
+        drawn = [torch.empty(*pair).uniform_(-s, s, generator=rng) for pair, s in zip(pairs, spread, strict=True)]
+        self.weights = nn.ParameterList(drawn)
+        self.biases = nn.ParameterList(torch.empty(m).uniform_(-(n**-0.5), n**-0.5, generator=rng) for n, m in pairs)
 
     def phases(self, x: Tensor) -> list[Tensor]:
         """What enters the sines, w0 (W_l h_l + b_l) in rad, layer by layer: [N, width] each."""
@@ -92,13 +93,13 @@ def noise_scales(psi: float, r: float, b: float, side: int, growth: float) -> tu
 
 
 @torch.no_grad()
-def perturb(net: SineNet, s_0: float, s_1: float) -> SineNet:
+def perturb(net: SineNet, s_0: float, s_1: float, rng: torch.Generator) -> SineNet:
     """W_0 += N(0, (s_0 / w0)^2) and W_1 += N(0, (s_1 / w0)^2), in place; nothing else moves.
 
     The sine multiplies weights by w0, hence the division: s_0 is the spread of w0 W_0, the first layer's frequencies.
     """
     for weight, scale in zip(net.weights, (s_0, s_1), strict=False):
-        weight += torch.randn_like(weight) * (scale / net.omega)
+        weight += torch.randn(weight.shape, generator=rng) * (scale / net.omega)
     return net
 
 
@@ -108,12 +109,12 @@ class FourierNet(nn.Module):
     B takes the place of the first layer and is not trained, so that the number of parameters is nearly a SineNet's.
     """
 
-    def __init__(self, inputs: int, width: int, layers: int, sigma: float):
+    def __init__(self, inputs: int, width: int, layers: int, sigma: float, rng: torch.Generator):
         super().__init__()
-        self.register_buffer("waves", sigma * torch.randn(inputs, width // 2))
+        self.register_buffer("waves", sigma * torch.randn(inputs, width // 2, generator=rng))
         sizes = [2 * (width // 2), *[width] * (layers - 1), 1]
         pairs = list(zip(sizes, sizes[1:], strict=False))
-        self.weights = nn.ParameterList(torch.randn(n, m) * math.sqrt(2 / n) for n, m in pairs)
+        self.weights = nn.ParameterList(torch.randn(n, m, generator=rng) * math.sqrt(2 / n) for n, m in pairs)
         self.biases = nn.ParameterList(torch.zeros(m) for _, m in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
