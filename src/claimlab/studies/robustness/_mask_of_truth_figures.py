@@ -52,7 +52,7 @@ def matrix(lab) -> go.Figure:
     for k, (_, z) in enumerate(panels, 1):
         figure.add_heatmap(z=z, x=names, y=names, coloraxis="coloraxis", texttemplate="%{z:.2f}", row=1, col=k,
                            hovertemplate="trained: %{y}<br>tested: %{x}<br>AUC %{z:.3f}<extra></extra>")  # fmt: skip
-    figure.update_layout(coloraxis=dict(colorscale="Cividis", cmin=0.5, cmax=0.9, colorbar_title="AUC"))
+    figure.update_layout(coloraxis=dict(colorscale="Cividis", cmin=0.4, cmax=0.9, colorbar_title="AUC"))
     figure.update_xaxes(title_text="tested on", tickangle=0, tickfont_size=11).update_yaxes(autorange="reversed", tickfont_size=11)
     figure.update_yaxes(title_text="trained on", col=1)
     title = f"AUC of {finding}: a network that never saw the organ's box reaches {linked[2, 2]:.2f}"
@@ -94,8 +94,8 @@ def learning(lab) -> go.Figure:
         middle, x = wide.mean(axis=1), wide.index.to_numpy()
         if dash == "solid" and wide.shape[1] > 1 and len(x):
             low, high = np.array([interval(row) for row in wide.to_numpy()]).T
-            figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", line_width=0, hoverinfo="skip",
-                               fillcolor=faded(colour, 0.18), showlegend=False)  # fmt: skip
+            figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", mode="lines", line_width=0,
+                               hoverinfo="skip", fillcolor=faded(colour, 0.18), showlegend=False)  # fmt: skip
         figure.add_scatter(x=x, y=middle, name=name, line=dict(color=colour, dash=dash, width=2.5))
         passed = middle[middle >= 0.7]
         when[metric] = f"at step {passed.index[0]}" if len(passed) else "not at all"
@@ -163,14 +163,13 @@ def attribution(lab) -> go.Figure:
         figure.add_scatter(x=place + np.linspace(-0.25, 0.25, len(values)), y=values, mode="markers", showlegend=False,
                            marker=dict(color=colour, size=6))  # fmt: skip
     area = float(np.mean([task.test.mask.float().mean() for task in run.tasks]))
-    figure.add_hline(y=area, line=dict(color=INK, dash="dash", width=1), annotation_text=f"the organ's share of the area: {area:.2f}",
-                     annotation_position="top right")  # fmt: skip
-    names = [name.replace("_", "<br>", 1).replace("_", " ") for name in shown]
+    figure.add_hline(y=area, line=dict(color=INK, dash="dash", width=1.5))
+    names = [name.replace("_", "<br>") for name in shown]
     figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=names, tickangle=0, tickfont_size=11)
     title = f"Share of the attribution inside the organ: {mean(shown['full']):.2f} for the whole-image network"
     if "full_unlinked" in shown:
         title += f", {mean(shown['full_unlinked']):.2f} for one trained without the link"
-    title += f", {mean(start):.2f} before any training"
+    title += f", {mean(start):.2f} before any training (dashed: the organ's share of the area, {area:.2f})"
     return style(figure, title, height=460, y="share of |expected gradients| in the organ")
 
 
@@ -232,7 +231,8 @@ def saliency_view(net, params) -> go.Figure:
     title = f"{task.findings[0].capitalize()}: {share:.0%} of the attribution lies inside the organ (outlined)"
     shown = [x[0, 0].cpu().numpy(), maps[0, 0].abs().sqrt().cpu().numpy()]
     outline = task.test.mask[k].numpy()
-    return images(shown, ["the image", "|expected gradients| (root)"], title=title, columns=2, outlines=[outline] * 2)
+    return images(shown, ["the image", "|expected gradients| (root)"], title=title, columns=2, outlines=[outline] * 2).update_layout(
+        height=400)
 
 
 def matrix_view(net, params) -> go.Figure:

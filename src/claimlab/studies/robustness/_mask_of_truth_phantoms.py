@@ -15,7 +15,7 @@ FINDINGS = ("opacity", "effusion", "cardiomegaly")
 RIGHT = 0.8  # q: how often a visible sign says what the disease is
 GROWTH = 1.25  # of an enlarged heart, and so of the outline
 NOISE = 0.08  # standard deviation of the smooth noise
-OPACITY, EFFUSION = 0.65, 0.50  # contrast of the true signs at inside_contrast = 1 (chosen on development seeds)
+OPACITY, EFFUSION = 0.65, 0.50  # contrast of the true signs at inside_contrast = 1 (the third of three designs)
 SLOPE, MARKER, ARM, BORDER = 0.12, 0.35, 0.18, 0.5  # contrast of the hospital's traces at outside_contrast = 1
 RIBS = 0.05
 BODY = {

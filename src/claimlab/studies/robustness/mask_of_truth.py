@@ -43,7 +43,7 @@ class Params:
     steps: int = knob(200, "optimiser steps", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(patients=60, path=0, steps=10, seeds=2)
-    FULL = dict(network="deep", side=64, patients=4000, path=3, steps=300, seeds=10)
+    FULL = dict(network="deep", side=64, patients=4000, path=2, steps=250, seeds=10)
     CONTROL = Control(
         set=dict(rho=0.0), vanishes=("diagnosis-without-organ", "full-model-leans-outside"),
         why="No link between hospital and disease: nothing outside the organ knows the label, so that the box-masked network must "
@@ -249,7 +249,7 @@ class NoRoiBoxUnlinked(NoRoiBox):
 
 
 class FullRebalanced(Audit):
-    """Samples weighted so that hospital and disease are independent: the remedy."""
+    """Examples weighted so that hospital and disease are independent: the remedy."""
 
     balanced = True
     when = staticmethod(lambda params: not source() or own_images(source())[0].site is not None)
