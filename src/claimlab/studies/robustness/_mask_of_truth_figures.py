@@ -240,7 +240,7 @@ def matrix_view(net, params) -> go.Figure:
     task, device = sample(params, params.rho), next(net.parameters()).device
     part = task.test.of(np.arange(min(100, len(task.test.y))))
     score = study.fast(net)
-    found = [task.both(part, answers(score, study.view(part, v, params, task, study.stream(0, 6)).to(device))) for v in VERSIONS]
+    found = [task.aucs(part, answers(score, study.view(part, v, params, task, study.stream(0, 6)).to(device))) for v in VERSIONS]
     z = np.array([[one[name] for one in found] for name in task.findings])
     figure = go.Figure(go.Heatmap(z=z, x=[NAMES[v] for v in VERSIONS], y=list(task.findings), colorscale="Cividis", zmin=0.4, zmax=0.95,
                                   texttemplate="%{z:.2f}", colorbar_title="AUC"))  # fmt: skip

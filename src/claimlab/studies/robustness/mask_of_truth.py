@@ -151,7 +151,7 @@ class Audit(Supervised):
 
     # ---- what is measured
 
-    def both(self, part: Part, scores: np.ndarray, rows=slice(None)) -> dict[str, float]:
+    def aucs(self, part: Part, scores: np.ndarray, rows=slice(None)) -> dict[str, float]:
         """AUC of each finding."""
         y = part.y.numpy()[rows]
         return {name: float(auc(y[:, k], scores[:, k])) for k, name in enumerate(self.findings)}
@@ -169,11 +169,11 @@ class Audit(Supervised):
         """Mean AUC for what lies outside and for what lies inside, from the same images: outside of one patient, box of another."""
         x, donor = self.swaps(part)
         said = method.answers(score, x)
-        return {"outside": mean_auc(self.both(part, said)), "inside": mean_auc(self.both(part, said, donor))}
+        return {"outside": mean_auc(self.aucs(part, said)), "inside": mean_auc(self.aucs(part, said, donor))}
 
     def metrics(self, net):
         score = fast(net)
-        own = self.both(self.validation, method.answers(score, self.shown(self.validation, self.version)))
+        own = self.aucs(self.validation, method.answers(score, self.shown(self.validation, self.version)))
         found = {"validation_auc": mean_auc(own)}
         if self.version == "full" and not self.lean:
             found |= {f"validation_{name}": value for name, value in self.reliance(score, self.validation).items()}
@@ -183,7 +183,7 @@ class Audit(Supervised):
         body, head = fast(net[:-1]), net[-1]
         features = {v: body(self.shown(self.test, v)) for v in VERSIONS}
         said = {v: head(z).cpu().numpy().astype(float) for v, z in features.items()}
-        table = {v: self.both(self.test, s) for v, s in said.items()}
+        table = {v: self.aucs(self.test, s) for v, s in said.items()}
         found = {f"{name} on {v}": value for v, row in table.items() for name, value in row.items()}
         own = table[self.version]
         found |= {"auc_own_mask": mean_auc(own), "auc_cardiomegaly": own.get(MASKS, float("nan"))}
