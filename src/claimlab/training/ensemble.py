@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from claimlab.training.shortcuts import Shortcuts
 from claimlab.training.task import Task
 
 
@@ -102,7 +103,8 @@ class Ensemble:
         def one(leaves, constants, *sample):
             return functional_call(program, _prefixed(leaves, constants), sample)
 
-        return vmap(one)(self.leaves, self.constants, *batch)
+        with Shortcuts():
+            return vmap(one)(self.leaves, self.constants, *batch)
 
     @torch.no_grad()
     def _project(self) -> None:
