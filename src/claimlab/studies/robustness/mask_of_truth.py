@@ -42,7 +42,7 @@ class Params:
     path: int = knob(1, "seeds at which other links are tried, for the figures", low=0, high=64)
     steps: int = knob(200, "optimiser steps", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
-    SMOKE = dict(patients=60, path=0, steps=10, seeds=2)
+    SMOKE = dict(patients=50, path=0, steps=6, seeds=2)
     FULL = dict(network="deep", side=64, patients=4000, path=2, steps=250, seeds=10)
     CONTROL = Control(
         set=dict(rho=0.0), vanishes=("diagnosis-without-organ", "full-model-leans-outside"),
