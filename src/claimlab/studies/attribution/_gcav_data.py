@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from claimlab.parts.attribution import class_folders, png
 
-SIDE, TRAIN, FIT, CHECK = 32, 3000, 60, 20  # pixels; training images; pictures of a concept to fit and to validate with
-CONTRAST, NOISE = 0.6, 0.08  # of the texture; of the pixels
+SIDE, FIT, CHECK = 32, 60, 20  # pixels; pictures of a concept to fit and to validate with
+CONTRAST, NOISE = 0.22, 0.08  # of the texture; of the pixels
 TEXTURES = ("striped", "dotted", "zigzag", "checker", "blotchy", "plain", "ringed", "gridded", "shaded", "wavy")
 SHAPES = ("blob", "disc", "star", "square")
 # five classes are a shape with a texture; the last is a shape alone, with any of the first six textures
@@ -140,12 +140,13 @@ class Sets(NamedTuple):
 
 
 @lru_cache(maxsize=10)
-def pictures(seed: int, images: int, folder: str = "") -> Pictures:
-    """The class images of a seed: rendered, or those of one's own `folder`, half of each class for training and stage 3."""
+def pictures(seed: int, images: int, train: int, folder: str = "") -> Pictures:
+    """The class images of a seed: rendered, `train` of them to train with, or those of one's own `folder`, half of each class
+    for training and stage 3."""
     rng = np.random.default_rng([seed, 1])
     if folder:
         return _own_pictures(folder, images, rng)
-    y = rng.integers(0, len(CLASSES), TRAIN)
+    y = rng.integers(0, len(CLASSES), train)
     x = render(*pictured(y, rng))
     each = np.repeat(np.arange(len(CLASSES)), images)
     staged, held = (torch.from_numpy(render(*pictured(each, rng)).reshape(len(CLASSES), images, 3, SIDE, SIDE)) for _ in range(2))

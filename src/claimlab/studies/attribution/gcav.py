@@ -46,6 +46,12 @@ class Params:
     stage_steps: int = knob(200, "steps of stages 1 and 2 each; stage 3 takes three quarters of them", low=4, high=2000)
     steps: int = knob(400, "optimiser steps of the explained network", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
+
+    @property
+    def shown(self) -> int:
+        """Training images: 3,000, or as many as the steps can use."""
+        return min(3000, 32 * self.steps)
+
     SMOKE = dict(concepts=3, layers=3, sets=3, images=16, stage_steps=20, steps=20, seeds=2)
     FULL = dict(concepts=10, layers=9, sets=30, seeds=10)
     CONTROL = Control(
@@ -107,7 +113,7 @@ class Network(Supervised):
 
     def bind(self, seed):
         bound = type(self)(self.p)
-        d = source.pictures(seed, self.p.images, self.folder)
+        d = source.pictures(seed, self.p.images, self.p.shown, self.folder)
         bound.x, bound.y, bound.seed = d.x, d.y, seed
         bound.test = d.held.flatten(0, 1), torch.arange(len(d.names)).repeat_interleave(d.held.shape[1])
         return bound
@@ -183,7 +189,7 @@ def map_figure(classifier: nn.Module, net: arms.Pipeline, seed: int, p: Params) 
     """Where a concept lies in one image, layer by layer, by separate and by decoded vectors."""
     held = net.held
     k, (concept, *_) = pair(held)
-    x = source.pictures(seed, p.images, os.environ.get("CLAIMLAB_DATA", "")).held[k, :1].to(held.vectors.device)
+    x = source.pictures(seed, p.images, p.shown, os.environ.get("CLAIMLAB_DATA", "")).held[k, :1].to(held.vectors.device)
     own = held.vectors[concept].mean(0)
     whole = mixed(net(held.vectors)[min(k, len(net.fusion.place) - 1), concept].mean(0), own, p.mix)
     rows = {"separate": concept_maps(classifier, x, own, held.layers), "global": concept_maps(classifier, x, whole, held.layers)}
