@@ -43,7 +43,7 @@ class Params:
     steps: int = knob(200, "optimiser steps", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(patients=50, path=0, steps=6, seeds=2)
-    FULL = dict(network="deep", side=64, patients=4000, path=2, steps=250, seeds=10)
+    FULL = dict(network="deep", side=64, patients=4000, seeds=10)
     CONTROL = Control(
         set=dict(rho=0.0), vanishes=("diagnosis-without-organ", "full-model-leans-outside"),
         why="No link between hospital and disease: nothing outside the organ knows the label, so that the box-masked network must "
