@@ -13,12 +13,12 @@ from claimlab.studies.representation._convergent_learning_data import LAYERS, Ne
 from claimlab.studies.representation._convergent_learning_method import Match, Units, correlations, matching
 
 MATCHED = {
-    "first_layer": ("conv1, trained pair", OTHERS[1]), "trained_pair": ("trained pair", BLUE),
+    "trained_pair": ("trained pair", BLUE), "first_layer": ("trained pair at conv1", OTHERS[1]),
     "rotated_pair": ("rotated second net", OTHERS[0]), "trained_vs_random": ("untrained second net", GREY),
     "permuted_samples": ("samples in another order", OTHERS[2]),
 }  # fmt: skip
 GROUP = 4  # filters shown as best, median and worst
-VIEWED = 300  # images of a live view
+VIEWED = 200  # images of a live view
 PATCHES = 6  # patches that drive a cluster
 
 
@@ -69,6 +69,7 @@ def matrix(x: Units, y: Units, m: Match, layer: str) -> go.Figure:
     title = f"Units of {layer} in two networks: partners correlate by {m.one.mean():.2f} on average, other pairs by {others:.2f}"
     style(fig, title, height=760)
     bar = dict(title="correlation", thickness=14)
+    fig.update_annotations(yshift=4)
     return fig.update_layout(coloraxis=dict(colorscale="RdBu_r", cmin=-1, cmax=1, colorbar=bar), margin_b=60)
 
 
@@ -87,8 +88,8 @@ def matches(found: dict[str, list[Match]], layer: str) -> go.Figure:
             fig.add_scatter(x=100 * share, y=lines.mean(0), mode="lines", legendgroup=name, showlegend=kind == "one", name=name,
                             line=dict(color=colour, dash=dash, width=3 if arm == "trained_pair" else 2))  # fmt: skip
     said = ", ".join(f"{MATCHED[arm][0]} {np.mean([m.one.mean() for m in every]):.2f}" for arm, every in found.items())
-    style(fig, f"One partner each (full lines), mean correlation at {layer} unless named otherwise: {said}. Dotted: best partner",
-          height=560, x="units of net 1, best matched first [%]", y="correlation with the partner, on held-out images")  # fmt: skip
+    style(fig, f"Partners one to one (full lines) at {layer}, mean correlation: {said}. Dotted: partners may repeat", height=560,
+          x="units of net 1, best matched first [%]", y="held-out correlation with the partner")  # fmt: skip
     return fig.update_layout(margin_b=120)
 
 
@@ -148,7 +149,7 @@ def sparse(found, single: np.ndarray) -> go.Figure:
     style(fig, f"Predicting a unit of net 2: one partner leaves an error of {single.mean():.2f}, {few[0]:.1f} units leave {few[1]:.2f}, "
           f"all together {found.errors[0].mean():.2f} (mean over the units)", height=520,
           x="active units of net 1, one marker a price (stars: the matched unit alone)",
-          y="squared error on held-out images [variance of the unit]")  # fmt: skip
+          y="held-out squared error [unit's variance]")  # fmt: skip
     return fig.update_yaxes(rangemode="tozero").update_layout(margin_b=120)
 
 
@@ -208,7 +209,7 @@ def training(table) -> go.Figure:
     said = ", ".join(f"{layer} {starts.get(layer, np.nan):.2f} to {ends[layer]:.2f}" for layer in shown)
     return curve(rows, "matched", arms=shown, palette=dict(zip(LAYERS, (OTHERS[1], BLUE, OTHERS[0], OTHERS[2]), strict=True)),
                  title=f"Correlation of one-to-one partners from before training to its end: {said}",
-                 y_title="correlation with the partner, on held-out images")  # fmt: skip
+                 y_title="held-out correlation with the partner")  # fmt: skip
 
 
 # ---- live views: the images are those of seed 0, which follow from the parameters
