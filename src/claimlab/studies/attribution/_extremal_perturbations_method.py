@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 LEVELS, BLUR = 8, 5.0  # levels of the pyramid; strongest blur in pixels, for 32 pixels
 FEW = 4  # masks in one pass: more fall out of the processor's cache
 TEMPERATURE, REACH = 1 / 20, 1.5  # of the smooth maximum; where the kernel is cut off, in units of sigma
+MARGIN = 1  # nodes beyond each border
 
 # ---- what happens outside the mask
 
@@ -92,8 +93,8 @@ class MaxConvolution(torch.autograd.Function):
 class Smooth:
     """Masks m(u) = smax_i k(|u - u_i|) mbar_i on pictures of `size`, from parameters mbar on a grid of `step` pixels.
 
-    k(r) = exp(-2 max(r/sigma - 1/2, 0)^2), cut off at REACH sigma. The grid goes on beyond the border as far as a node can
-    be felt, so that masks can leave the picture. Source: section 3.2 of the paper.
+    k(r) = exp(-2 max(r/sigma - 1/2, 0)^2), cut off at REACH sigma. The grid goes on for MARGIN nodes beyond the border, so that
+    masks can leave the picture; nodes further out are zero. Source: section 3.2 of the paper.
     """
 
     def __init__(self, size: tuple[int, int], sigma: float):
@@ -101,7 +102,7 @@ class Smooth:
         self.step = max(1, round(0.6 * sigma))
         self.around = math.ceil(REACH * sigma / self.step)
         self.cells = [math.ceil(side / self.step) for side in size]
-        self.nodes = tuple(side + 2 * self.around for side in self.cells)
+        self.nodes = tuple(side + 2 * MARGIN for side in self.cells)
         inside = torch.arange(self.step)[:, None] - self.step * torch.arange(-self.around, self.around + 1)  # pixel - node
         square = inside.square()
         far = (square[:, None, :, None] + square[None, :, None, :]).double().sqrt().flatten(2).flatten(0, 1) / sigma  # [P, K]
@@ -111,7 +112,8 @@ class Smooth:
 
     def masks(self, nodes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
         """[B, *self.nodes] -> [B, H, W]"""
-        around = F.unfold(nodes[:, None], 2 * self.around + 1)[:, self.felt.to(nodes.device)]  # [B, K, cells]
+        around = F.unfold(nodes[:, None], 2 * self.around + 1, padding=self.around - MARGIN)  # [B, offsets, cells]
+        around = around[:, self.felt.to(nodes.device)]
         found = MaxConvolution.apply(around, self.weight.to(nodes), temperature)
         found = found.view(-1, self.step, self.step, *self.cells).permute(0, 3, 1, 4, 2)
         return found.reshape(len(nodes), self.step * self.cells[0], -1)[:, : self.size[0], : self.size[1]]

@@ -14,18 +14,12 @@ from claimlab.params import knob
 from claimlab.parts.attribution import predicted
 from claimlab.studies.attribution import _extremal_perturbations_figures as drawn
 from claimlab.studies.attribution import _extremal_perturbations_method as method
-from claimlab.studies.attribution._extremal_perturbations_arms import (
-    CHANNELS,
-    EXPLANATIONS,
-    Forming,
-    chosen,
-    hard,
-    similarity,
-    stream,
-)
+from claimlab.studies.attribution._extremal_perturbations_arms import chosen, hard, similarity, stream
 from claimlab.studies.attribution._extremal_perturbations_data import load, own_network, own_pictures
 from claimlab.studies.attribution._extremal_perturbations_data import network as build
+from claimlab.studies.attribution._extremal_perturbations_masks import CHANNELS, EXPLANATIONS, Forming
 from claimlab.studies.attribution._extremal_perturbations_method import area_loss as area_loss  # shown in the notebook
+from claimlab.studies.attribution._extremal_perturbations_method import frozen as frozen
 from claimlab.studies.attribution._extremal_perturbations_method import smooth_maximum as smooth_maximum
 from claimlab.study import Control, Paper
 from claimlab.training import Supervised
@@ -41,11 +35,11 @@ PAPER = Paper(
 class Params:
     area: float = knob(0.1, "share of the picture that may stay sharp", low=0.02, high=0.9, unit="fraction")
     areas: int = knob(3, "areas around it: half, itself, twice (more than three: in smaller turns)", low=1, high=6)
-    sigma: float = knob(5.0, "smoothness of the mask; small values find adversarial specks", low=1.0, high=12.0, unit="pixels")
+    sigma: float = knob(3.0, "smoothness of the mask; small values find adversarial specks", low=1.0, high=12.0, unit="pixels")
     game: str = knob("preserve", "keep the answer, destroy it, or both", choices=("preserve", "delete", "dual"))
     perturbation: str = knob("blur", "what happens outside the mask", choices=("blur", "fade"))
     reward: str = knob("logit", "the class's logit, or what it has over the best of the others", choices=("logit", "contrastive"))
-    area_weight: float = knob(300.0, "start weight of the area loss", low=1.0, high=3000.0, live=True)
+    area_weight: float = knob(40.0, "start weight of the area loss", low=1.0, high=3000.0, live=True)
     mask_steps: int = knob(100, "optimisation steps of the mask", low=10, high=1500)
     images: int = knob(30, "test pictures that are explained: the first that are classified correctly", low=2, high=200)
     size: int = knob(1, "pictures of 32 or 64 pixels a side", choices=(1, 2), unit="32 pixels")
