@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from claimlab.parts.attribution import class_folders, png
 
-SIDE, FIT, CHECK = 32, 60, 20  # pixels; pictures of a concept to fit and to validate with
+SIDE = 32  # pixels
 CONTRAST, NOISE = 0.22, 0.08  # of the texture; of the pixels
 TEXTURES = ("striped", "dotted", "zigzag", "checker", "blotchy", "plain", "ringed", "gridded", "shaded", "wavy")
 SHAPES = ("blob", "disc", "star", "square")
@@ -154,15 +154,16 @@ def pictures(seed: int, images: int, train: int, folder: str = "") -> Pictures:
 
 
 @lru_cache(maxsize=10)
-def sets(seed: int, concepts: int, count: int, folder: str = "") -> Sets:
-    """The concept pictures of a seed: patches of one texture, and `count` random sets of patches of mixed textures."""
+def sets(seed: int, concepts: int, count: int, fit: int, folder: str = "") -> Sets:
+    """The concept pictures of a seed: patches of one texture, and `count` random sets of patches of mixed textures; `fit` of each,
+    and a third more to validate with."""
     rng = np.random.default_rng([seed, 2])
     if folder:
         return _own_sets(folder, count, rng)
-    n, known = FIT + CHECK, max(6, concepts)
+    n, known = fit + fit // 3, max(6, concepts)
     pure = render(draw(concepts * n, rng), np.repeat(np.arange(concepts), n)).reshape(concepts, n, 3, SIDE, SIDE)
     mixed = render(draw((count + 1) * n, rng), rng.integers(0, known, (count + 1) * n)).reshape(count + 1, n, 3, SIDE, SIDE)
-    return Sets(torch.from_numpy(np.concatenate([pure, mixed[:1]])), torch.from_numpy(mixed[1:]), FIT, TEXTURES[:concepts])
+    return Sets(torch.from_numpy(np.concatenate([pure, mixed[:1]])), torch.from_numpy(mixed[1:]), fit, TEXTURES[:concepts])
 
 
 def relevance(concepts: int) -> np.ndarray:

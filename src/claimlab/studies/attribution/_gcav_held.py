@@ -22,7 +22,7 @@ class Held:
     def __init__(self, net: nn.Module, seed: int, p):
         folder = os.environ.get("CLAIMLAB_DATA", "")
         device = next(net.parameters()).device
-        pictures, sets = source.pictures(seed, p.images, p.shown, folder), source.sets(seed, p.concepts, p.sets, folder)
+        pictures, sets = source.pictures(seed, p.images, p.shown, folder), source.sets(seed, p.concepts, p.sets, p.pictures, folder)
         self.classes, self.concepts = pictures.names, (*sets.names, "random pictures")
         self.layers = source.tapped_layers(net, p.layers, folder)
         self.relevant = None if folder else source.relevance(p.concepts)

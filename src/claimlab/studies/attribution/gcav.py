@@ -42,6 +42,7 @@ class Params:
     concepts: int = knob(6, "textures that are asked about", low=2, high=10)
     layers: int = knob(5, "layers that are looked at, the last ones", low=2, high=9)
     sets: int = knob(10, "random sets, each with a vector of its own", low=2, high=30)
+    pictures: int = knob(60, "pictures of a concept, and of a random set, to fit with", low=12, high=300)
     images: int = knob(100, "images of a class in stage 3, and as many held out", low=8, high=500)
     stage_steps: int = knob(200, "steps of stages 1 and 2 each; stage 3 takes three quarters of them", low=4, high=2000)
     steps: int = knob(400, "optimiser steps of the explained network", low=2, high=5000)
@@ -52,7 +53,7 @@ class Params:
         """Training images: 3,000, or as many as the steps can use."""
         return min(3000, 32 * self.steps)
 
-    SMOKE = dict(concepts=3, layers=3, sets=3, images=16, stage_steps=20, steps=20, seeds=2)
+    SMOKE = dict(concepts=3, layers=3, sets=3, pictures=15, images=12, stage_steps=20, steps=20, seeds=2)
     FULL = dict(concepts=10, layers=9, sets=30, seeds=10)
     CONTROL = Control(
         set=dict(mix=0.0, attack_eps=0.0), vanishes=("layers-agree", "steadier-under-attack"),
