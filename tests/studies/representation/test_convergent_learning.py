@@ -122,6 +122,7 @@ def test_cosines_are_those_of_the_principal_angles():
     x, y = (np.random.default_rng(k).standard_normal((50, 3 + k)) for k in (0, 1))
     angles = linalg.subspace_angles(x - x.mean(0), y - y.mean(0))
     assert np.allclose(np.sort(method.cosines(x, y)), np.sort(np.cos(angles)))
+    assert method.overlap(x, y) == pytest.approx(np.cos(angles).mean()) and method.overlap(x, np.ones((50, 2))) == 0
 
 
 # ---- few to one

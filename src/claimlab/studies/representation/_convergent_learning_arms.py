@@ -121,7 +121,7 @@ class TrainedPair(Comparison):
         return m, {
             "matched_correlation": m.one.mean(), "matched_correlation_p10": np.percentile(m.one, 10),
             "best_correlation": m.many.mean(), "distinct_partners": len(set(m.best)) / len(m.best),
-            "matched_information": np.mean(bits), "subspace_cosine": method.cosines(x.held, y.held).mean(),
+            "matched_information": np.mean(bits), "subspace_cosine": method.overlap(x.held, y.held),
             "dead_units": x.dead + y.dead,
         }  # fmt: skip
 
@@ -227,7 +227,7 @@ class JointClusters(Comparison):
         metrics["shared_units_tree"] = _share(*tree, method.shared(*tree))
         if common:
             weight = [size[one] for one in common]
-            inside = [method.cosines(x.held[:, first == one], y.held[:, second == one]).mean() for one in common]
+            inside = [method.overlap(x.held[:, first == one], y.held[:, second == one]) for one in common]
             random = [_random_groups(x, y, (first == one).sum(), (second == one).sum(), rng) for one in common]
             metrics |= {"cluster_cosine": np.average(inside, weights=weight), "random_cosine": np.average(random, weights=weight)}
         return kept, metrics | {"agreement": _agreement(np.concatenate((first, second)), np.concatenate(tree))}
@@ -243,7 +243,7 @@ def _random_groups(x: method.Units, y: method.Units, p: int, q: int, rng: np.ran
     drawn = []
     for _ in range(DRAWS):
         spans = [one.held[:, rng.choice(one.held.shape[1], n, replace=False)] for one, n in ((x, p), (y, q))]
-        drawn.append(method.cosines(*spans).mean())
+        drawn.append(method.overlap(*spans))
     return float(np.mean(drawn))
 
 

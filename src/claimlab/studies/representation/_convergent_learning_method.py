@@ -214,6 +214,12 @@ def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.clip(np.linalg.svd(a.T @ b, compute_uv=False), 0, 1)
 
 
+def overlap(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean cosine of the principal angles; zero where nothing varies on one side."""
+    found = cosines(x, y)
+    return float(found.mean()) if len(found) else 0.0
+
+
 def _basis(x: np.ndarray) -> np.ndarray:
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     return u[:, s > 1e-8 * max(s[0], 1e-12)]
