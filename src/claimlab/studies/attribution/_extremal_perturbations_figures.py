@@ -52,7 +52,7 @@ def pointing(table: pd.DataFrame) -> go.Figure:
     title = f"{plain(best).capitalize()} points at the object most often, in {means[best]:.0%} of the pictures"
     if best != "extremal" and "extremal" in means.index:
         title += f"; extremal masks in {means['extremal']:.0%}"
-    names = {a: f"{WORDS[a]}<br>{calls[a]:,.0f} calls" for a in shown}
+    names = {a: f"{WORDS[a]}<br>{calls[a]:,.0f} call{'s' * (calls[a] > 1)}" for a in shown}
     fig = bars(table, "pointing_accuracy", arms=shown, title=title, y_title="share of pictures pointed at rightly", palette=COLOURS,
                names=names, height=460)  # fmt: skip
     fig.update_yaxes(range=[0, 1.05])
@@ -123,8 +123,8 @@ def channels(share: np.ndarray, count: int, pictures: list[np.ndarray], label: i
 
 def forming(seen: np.ndarray, mask: np.ndarray, area: float, step: int) -> go.Figure:
     """What a mask [H, W] leaves of its picture [H, W], the mask, and its sorted values against the wanted area."""
-    fig = make_subplots(1, 3, subplot_titles=["what is left", "the mask", "its values, sorted"], horizontal_spacing=0.06,
-                        column_widths=[0.28, 0.28, 0.44])  # fmt: skip
+    fig = make_subplots(1, 3, subplot_titles=["what is left", "the mask", "its values, sorted"], horizontal_spacing=0.1,
+                        column_widths=[0.3, 0.3, 0.4])  # fmt: skip
     for column, array in enumerate((seen, mask), start=1):
         fig.add_heatmap(z=array[::-1], colorscale="Greys_r", showscale=False, zmin=0, zmax=1, row=1, col=column)
         fig.update_yaxes(scaleanchor=f"x{column}" if column > 1 else "x", row=1, col=column)

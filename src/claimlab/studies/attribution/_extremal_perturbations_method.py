@@ -238,7 +238,7 @@ def redrawn(net: nn.Sequential, depth: int, x: Tensor, rng: torch.Generator) -> 
     return new.eval()
 
 
-def inverted(front: nn.Module, goal: Tensor, size: tuple[int, ...], steps: int = 150, smooth: float = 0.02) -> Tensor:
+def inverted(front: nn.Module, goal: Tensor, size: tuple[int, ...], steps: int = 150, smooth: float = 5e-4) -> Tensor:
     """A picture x in [0, 1] whose features front(x) come near `goal`: |front(x) - goal|^2 / |goal|^2 + `smooth` TV(x), from
     grey, by Adam. `size` is [B, C, H, W]. Source: Mahendran, Vedaldi 2015."""
     raw = torch.zeros(size, device=goal.device, requires_grad=True)
