@@ -47,7 +47,7 @@ class Params:
     steps: int = knob(350, "optimiser steps of the two networks", low=2, high=5000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(images=4, areas=2, mask_steps=15, steps=20, seeds=2)
-    FULL = dict(images=40, areas=6, mask_steps=200, layers="both", seeds=10)
+    FULL = dict(images=60, areas=6, mask_steps=200, layers="both", seeds=10)
     CONTROL = Control(
         set=dict(area=0.9), vanishes=("preserves-better", "not-an-artefact"),
         why="A region of nine tenths of the image keeps any answer, wherever it lies.",
