@@ -52,7 +52,7 @@ def pointing(table: pd.DataFrame) -> go.Figure:
     title = f"{plain(best).capitalize()} points at the object most often, in {means[best]:.0%} of the pictures"
     if best != "extremal" and "extremal" in means.index:
         title += f"; extremal masks in {means['extremal']:.0%}"
-    names = {a: f"{WORDS[a]}<br>{calls[a]:,.0f} call{'s' * (calls[a] > 1)}" for a in shown}
+    names = {a: f"{WORDS[a]}<br>{calls[a]:,.0f} call{'s' if calls[a] > 1 else ''}" for a in shown}
     fig = bars(table, "pointing_accuracy", arms=shown, title=title, y_title="share of pictures pointed at rightly", palette=COLOURS,
                names=names, height=460)  # fmt: skip
     fig.update_yaxes(range=[0, 1.05])
