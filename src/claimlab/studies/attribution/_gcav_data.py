@@ -153,7 +153,7 @@ def pictures(seed: int, images: int, train: int, folder: str = "") -> Pictures:
     return Pictures(torch.from_numpy(x), torch.from_numpy(y), staged, held, tuple(CLASSES))
 
 
-@lru_cache(maxsize=10)
+@lru_cache(maxsize=2)
 def sets(seed: int, concepts: int, count: int, fit: int, folder: str = "") -> Sets:
     """The concept pictures of a seed: patches of one texture, and `count` random sets of patches of mixed textures; `fit` of each,
     and a third more to validate with."""

@@ -13,27 +13,31 @@ from claimlab.figures import BLUE, GREY, INK, OTHERS, faded, style
 
 PALETTE = (BLUE, *OTHERS)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon", "triangle-down")
-WORDS = {"cav": "separate vectors (TCAV)", "mean_score": "mean of the scores", "best_layer": "best layer alone",
+WORDS = {"cav": "separate vectors (TCAV)", "mean_score": "mean of scores", "best_layer": "best layer",
          "mean_code": "mean code", "no_variance": "no variance term", "gcav": "GCAV"}  # fmt: skip
 
 
 def score_bars(plain: np.ndarray, whole: np.ndarray | None, concepts: Sequence[str], layers: Sequence[str], of: str) -> go.Figure:
-    """TCAV and TGCAV scores by layer, a panel a concept: [S, concepts, L] each; bars are means of the seeds, lines their range."""
+    """TCAV and TGCAV scores by layer, a panel a concept, the last of which is random: [S, concepts, L] each; dots are seeds."""
     fig = make_subplots(1, len(concepts), subplot_titles=list(concepts), shared_yaxes=True, horizontal_spacing=0.03)
-    shown = [("separate vectors", GREY, plain)] + ([("global vector", BLUE, whole)] if whole is not None else [])
-    for k in range(len(concepts)):
-        for name, colour, values in shown:
-            y = values[:, k].mean(0)
-            spread = dict(array=values[:, k].max(0) - y, arrayminus=y - values[:, k].min(0), color=INK, thickness=1, width=2)
-            fig.add_bar(x=list(layers), y=y, name=name, marker_color=faded(colour, 0.8), showlegend=k == 0, row=1, col=k + 1,
-                        error_y=spread if len(values) > 1 else None)  # fmt: skip
-        fig.add_hline(y=0.5, line=dict(color=INK, dash="dot", width=1), row=1, col=k + 1)
-    told = f"plain spread over layers {plain.mean(0).std(-1).mean():.2f}"
+    shown = [("separate vectors", GREY, plain, 0.0)]
     if whole is not None:
-        told += f", with the global vector {whole.mean(0).std(-1).mean():.2f}"
-    fig.update_yaxes(range=[0, 1.02]).update_yaxes(title_text="share of images whose logit grows", col=1)
-    fig.update_layout(barmode="group")
-    return style(fig, f"Concepts for the class {of}: {told}", x="layer")
+        shown = [("separate vectors", GREY, plain, -0.2), ("global vector", BLUE, whole, 0.2)]
+    place = np.arange(len(layers))
+    for k in range(len(concepts)):
+        for name, colour, values, shift in shown:
+            fig.add_bar(x=place + shift, y=values[:, k].mean(0), name=name, marker_color=faded(colour, 0.45), showlegend=k == 0,
+                        width=0.38, row=1, col=k + 1)  # fmt: skip
+            beside = np.linspace(-0.12, 0.12, len(values) + 2)[1:-1, None] + place + shift
+            fig.add_scatter(x=beside.ravel(), y=values[:, k].ravel(), mode="markers", marker=dict(color=colour, size=5),
+                            showlegend=False, name=name, row=1, col=k + 1)  # fmt: skip
+        fig.add_hline(y=0.5, line=dict(color=INK, dash="dot", width=1), row=1, col=k + 1)
+    told = [f"spread over layers {v.std(-1).mean():.2f}, random pictures {np.abs(v[:, -1] - 0.5).mean():.2f} from one half"
+            for *_, v, _ in shown]  # fmt: skip
+    fig.update_yaxes(range=[-0.02, 1.02]).update_yaxes(title_text="share of images whose logit grows", col=1)
+    fig.update_xaxes(tickvals=place, ticktext=list(layers), tickangle=45)
+    words = f"; with the global vector {told[1]}" if whole is not None else ""
+    return style(fig, f"The class {of} with separate vectors: {told[0]}{words}", x="layer", height=460)
 
 
 def axes(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,9 +63,11 @@ def codes(parts: Mapping[str, np.ndarray], concepts: Sequence[str], layers: Sequ
             fig.add_scatter(x=x, y=y, mode="markers", name=name, legendgroup=name, showlegend=column == 1, text=told, row=1, col=column,
                             marker=dict(color=faded(colour, 0.7), symbol=marks, size=7),
                             hovertemplate="%{text}<extra>" + name + "</extra>")  # fmt: skip
+        for k, name in enumerate(layers if column == 1 else ()):
+            fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=dict(color=INK, symbol=SYMBOLS[k % len(SYMBOLS)]))
         fig.update_xaxes(title_text=f"first axis ({share[0]:.0%} of variance)", col=column)
         fig.update_yaxes(title_text=f"second axis ({share[1]:.0%})", col=column)
-    return style(fig, title, height=500)
+    return style(fig, title, height=540).update_layout(margin_b=130)
 
 
 def attention(weight: np.ndarray, concepts: Sequence[str], layers: Sequence[str]) -> go.Figure:
@@ -130,7 +136,7 @@ def maps(image: np.ndarray, rows: Mapping[str, np.ndarray], layers: Sequence[str
     fig.update_yaxes(visible=False, autorange="reversed")
     for k in range(1, len(rows) * columns + 1):
         fig.update_yaxes(scaleanchor=f"x{k if k > 1 else ''}", selector=dict(anchor=f"x{k if k > 1 else ''}"))
-    style(fig, told, height=130 + 140 * len(rows))
+    style(fig, told, height=130 + 115 * len(rows))
     return fig.update_layout(margin=dict(l=10, r=30, b=10))
 
 
@@ -149,7 +155,7 @@ def trade(table: pd.DataFrame) -> go.Figure:
         fig.add_scatter(x=[x.mean()], y=[y.mean()], mode="markers", marker=dict(color=colour, size=14), name=name)
     words = {gap: "score of relevant minus irrelevant concepts", "null_score_deviation": "random concept: distance from one half"}
     best = last.groupby("arm")[upright].mean().reindex(list(WORDS)).idxmax()
-    title = f"Low spread is cheap, and one number has none: the largest gap is that of {WORDS[best]}"
+    title = f"Low spread is cheap, and one number has none: the largest gap is that of the arm {WORDS[best]}"
     if upright != gap:
         title = "Low spread is cheap, and one number has none"
     return style(fig, title, x="standard deviation of the score over layers", y=words[upright])

@@ -182,7 +182,7 @@ def code_figure(net: arms.Pipeline) -> go.Figure:
     if net.align is not None:
         parts["after alignment"] = net.align(z).cpu().numpy()
     title = f"Between two layers, codes of one concept have the cosine {same:.2f}, those of different ones {other:.2f}"
-    return drawn.codes(parts, net.held.concepts, net.held.layers, title + "; symbols are layers")
+    return drawn.codes(parts, net.held.concepts, net.held.layers, title)
 
 
 @torch.no_grad()
