@@ -91,8 +91,8 @@ def silence(lab, arms) -> go.Figure:
             fig.add_scatter(x=fine, y=y, showlegend=False, col=1, **pen)
             x, power = spectrum(whole)
             fig.add_scatter(x=x, y=power, showlegend=name == "fit" or row == 1, col=2, **pen)
-        fig.add_scatter(x=near, y=function(near), mode="markers", marker=dict(color=INK, size=5), name="samples that are trained on",
-                        showlegend=row == 1, row=row, col=1)  # fmt: skip
+        fig.add_scatter(x=near, y=function(near), mode="markers", marker=dict(color=INK, size=5), showlegend=row == 1,
+                        name="samples that are trained on", row=row, col=1)  # fmt: skip
     fig.update_xaxes(title_text="x", col=1).update_xaxes(title_text="frequency (share of Nyquist)", col=2, range=[0, 1])
     fig.update_yaxes(title_text="y", col=1).update_yaxes(title_text="power (dB)", range=[FLOOR - 3, 3], col=2)
     r2 = [_number(100 * values(lab.table, arm, "r2_high").mean()) for arm in arms]
@@ -161,7 +161,8 @@ def kernels(lab) -> go.Figure:
 
 def course(lab) -> go.Figure:
     """PSNR over steps on the three targets."""
-    fig = make_subplots(1, 3, shared_yaxes=True, subplot_titles=[f"{name} target" for name in study.SOUNDS], horizontal_spacing=0.03)
+    heads = [f"{name} target" for name in study.SOUNDS]
+    fig = make_subplots(1, 3, shared_yaxes=True, subplot_titles=heads, horizontal_spacing=0.03)
     top = 0.0
     for col, target in enumerate(study.SOUNDS, 1):
         for arm in (a for a in reversed(NAMES) if a in lab.arms):
@@ -177,7 +178,7 @@ def course(lab) -> go.Figure:
                             legendgroup=arm, showlegend=target == "high", row=1, col=col)  # fmt: skip
     fig.update_xaxes(title_text="optimiser step").update_yaxes(range=[0, 1.1 * top])
     fig.update_yaxes(title_text="PSNR on the samples (dB)", col=1).update_layout(legend_traceorder="reversed")
-    ends = {arm: values(lab.table, arm, "psnr_mean").mean() for arm in ("siren", "siren_tuned", "winner", "fixed_noise") if arm in lab.arms}
+    ends = {arm: values(lab.table, arm, "psnr_mean").mean() for arm in FAST[:4] if arm in lab.arms}
     told = ", ".join(f"{NAMES[arm]} {end:.0f}" for arm, end in ends.items())
     return style(fig, f"Mean PSNR over the three targets at the end, in dB: {told}", height=440)
 
@@ -270,8 +271,8 @@ def kernel_view(net, params) -> go.Figure:
     found, shares = found.cpu().numpy(), shares.cpu().numpy()
     fig = make_subplots(2, 1, vertical_spacing=0.12, shared_xaxes=True)
     place = np.arange(1, len(found) + 1)
-    fig.add_scatter(x=place, y=np.maximum(found, found[0] * 1e-9), mode="lines", line=dict(color=BLUE), showlegend=False, row=1, col=1)
-    fig.add_scatter(x=place, y=np.cumsum(shares), mode="lines", line=dict(color=BLUE), showlegend=False, row=2, col=1)
+    for row, y in enumerate((np.maximum(found, found[0] * 1e-9), np.cumsum(shares)), 1):
+        fig.add_scatter(x=place, y=y, mode="lines", line=dict(color=BLUE), showlegend=False, row=row, col=1)
     fig.update_yaxes(type="log", exponentformat="power", title_text="eigenvalue", row=1)
     fig.update_yaxes(title_text="energy so far", range=[-0.02, 1.02], row=2)
     fig.update_xaxes(title_text="eigenvector, largest eigenvalue first", row=2)
