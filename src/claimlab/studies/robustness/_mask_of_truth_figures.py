@@ -215,14 +215,14 @@ def clouds(figure: go.Figure, z: np.ndarray, task, count: int, first: int = 1) -
 
 
 @lru_cache(maxsize=2)
-def sample(params, rho: float) -> study.Audit:
-    """A bound task of seed 0."""
+def sample(params, folder: str) -> study.Audit:
+    """A task bound to seed 0; `folder` of one's own images, so that another one is another sample."""
     return study.Audit(params).bind(0)
 
 
 def saliency_view(net, params) -> go.Figure:
     """Expected gradients of the first finding on one test image with that sign, shown as whole image, the organ outlined."""
-    task = sample(params, params.rho)
+    task = sample(params, study.source())
     k = int(task.test.y[:100, 0].argmax())
     device = next(net.parameters()).device
     x, base = task.test.x(slice(k, k + 1)).to(device), task.train.x(slice(0, 50)).to(device)
@@ -237,7 +237,7 @@ def saliency_view(net, params) -> go.Figure:
 
 def matrix_view(net, params) -> go.Figure:
     """AUC of this network on the five versions of 100 test images: its row of the matrix, one line a finding."""
-    task, device = sample(params, params.rho), next(net.parameters()).device
+    task, device = sample(params, study.source()), next(net.parameters()).device
     part = task.test.of(np.arange(min(100, len(task.test.y))))
     score = study.fast(net)
     found = [task.aucs(part, answers(score, study.view(part, v, params, task, study.stream(0, 6)).to(device))) for v in VERSIONS]
@@ -252,7 +252,7 @@ def matrix_view(net, params) -> go.Figure:
 
 def embedding_view(net, params) -> go.Figure:
     """Embeddings of 200 whole test images in two dimensions, by hospital and by finding."""
-    task, device = sample(params, params.rho), next(net.parameters()).device
+    task, device = sample(params, study.source()), next(net.parameters()).device
     with torch.no_grad():
         z = flat(net[:-1](task.test.x(slice(0, 200)).to(device)).cpu().numpy())
     figure = make_subplots(1, 2, subplot_titles=["by hospital", f"by {task.findings[0]}"], horizontal_spacing=0.06)
