@@ -379,6 +379,9 @@ def test_own_images_with_boxes_and_weights_run_the_whole_study(tmp_path, monkeyp
     state = torch.load(tmp_path / "network.pt", weights_only=True)
     assert all(torch.equal(v, state[k]) for k, v in lab.arms["network"].members[1].state_dict().items())
     assert lab.figures()["maps"].data
+    monkeypatch.setattr(own, "predicted", lambda net, x: torch.full((len(x),), 7))
+    with pytest.raises(ValueError, match="names the class of no picture"):
+        Experiment(study.find("osa-das"), smoke(), arms=["network"]).run()
 
 
 @pytest.mark.parametrize("case, message", [

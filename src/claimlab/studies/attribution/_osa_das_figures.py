@@ -22,6 +22,7 @@ WORDS = {
     "gradcam": "Grad-CAM", "integrated_gradients": "integrated gradients", "random_map": "noise",
 }  # fmt: skip
 GREY = [[0, "black"], [1, "white"]]
+ANGLES = ("#D55E00", "#E69F00", "#CC79A7", "#7F5FA8")  # the smallest angle first
 FRAMES = 64  # of the film, at most
 
 
@@ -50,7 +51,7 @@ def removal(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], seeds: list[
     """Deletion and insertion curves {arm: per seed (deletion [K], insertion [K])}: mean of the seeds and its 95 % band."""
     fig = make_subplots(1, 2, subplot_titles=["deletion: lower is better", "insertion: higher is better"], shared_yaxes=True,
                         horizontal_spacing=0.05)  # fmt: skip
-    score = {arm: np.mean([pair[1].mean() - pair[0].mean() for pair in found]) for arm, found in curves.items()}
+    score = {arm: np.mean([np.trapezoid(two - one, dx=1 / (len(one) - 1)) for one, two in found]) for arm, found in curves.items()}
     for arm, found in curves.items():
         colour, dash = STYLE[arm]
         for column in (1, 2):
@@ -64,9 +65,9 @@ def removal(curves: dict[str, list[tuple[np.ndarray, np.ndarray]]], seeds: list[
             fig.add_scatter(x=x, y=middle["mean"], mode="lines", name=WORDS[arm], showlegend=column == 1,
                             line=dict(color=colour, dash=dash, width=3.5 if arm == "osa_das" else 2), **look)  # fmt: skip
     best = max(score, key=score.get)
-    title = f"{WORDS[best]} parts insertion and deletion most (mean gap {score[best]:.2f})"
+    title = f"{WORDS[best]} parts insertion from deletion most: overall score {score[best]:.2f}"
     if "osa_das" in score and best != "osa_das":
-        title += f"; OSA-DAS reaches {score['osa_das']:.2f}"
+        title += f", OSA-DAS {score['osa_das']:.2f}"
     style(fig, title, height=520, x="most salient pixels taken [%]")
     fig.update_xaxes(title_text="most salient pixels brought back [%]", col=2)
     fig.update_yaxes(range=[0, 1.02])
@@ -86,12 +87,13 @@ def sizes(table: pd.DataFrame) -> go.Figure:
                         line=dict(color=colour, dash=dash, width=3.5 if arm == "osa_das" else 2), marker_size=9)  # fmt: skip
         last[arm] = 100 * middle["mean"].iloc[-1]
     low = min(last, key=last.get)
-    title = f"{WORDS[low]} needs the fewest pixels to keep the class: {last[low]:.1f} %"
+    title = f"Fewest pixels that keep the class: {last[low]:.1f} %, by {WORDS[low]}"
     if {"osa", "osa_das"} <= set(last):
         title += f"; OSA-DAS {last['osa_das']:.1f} %, plain occlusion with far fewer passes {last['osa']:.1f} %"
-    style(fig, title, height=460, x="forward passes an image (log axis; noise and Grad-CAM drawn at 1)", y="minimal size [% of pixels]")
+    style(fig, title, height=460, x="forward passes an image (log axis; noise and Grad-CAM drawn at 1)",
+          y="minimal size [% of pixels, log axis]")  # fmt: skip
     fig.update_xaxes(type="log", tickvals=sorted({max(1, int(s)) for s in rows["step"]}), tickformat=",d")
-    fig.update_yaxes(rangemode="tozero")
+    fig.update_yaxes(type="log", tickvals=[2.5, 5, 10, 20, 40, 80])
     return fig.update_layout(margin_b=120)
 
 
@@ -115,7 +117,7 @@ def walk(pictures: np.ndarray, whole: np.ndarray, bundle: np.ndarray, degree: np
     fig.add_scatter(x=plane[start, :, 0], y=plane[start, :, 1], name="occluded", marker=dict(color="#0072B2", size=9), **dots)
     for i in range(angles.shape[1]):
         fig.add_scatter(x=np.arange(len(angles)), y=angles[:, i], mode="lines", name=f"angle {i + 1}", row=1, col=3,
-                        line=dict(color=faded("#D55E00", 1 - 0.6 * i / max(1, angles.shape[1])), width=1.5))  # fmt: skip
+                        line=dict(color=ANGLES[i % len(ANGLES)], width=2))  # fmt: skip
     fig.add_scatter(x=[start, start], y=[0, 90], mode="lines", line=dict(color=INK, dash="dot"), showlegend=False, row=1, col=3)
     moving = [0, 2, len(fig.data) - 1]
     fig.frames = [go.Frame(name=str(k), traces=moving, data=[go.Heatmap(z=pictures[k][::-1]),

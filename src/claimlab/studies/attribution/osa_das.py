@@ -134,6 +134,8 @@ class Network(Supervised):
         net = build(self.p.network, self.x.shape[1], int(max(self.y.max(), self.test[1].max())) + 1, tuple(self.x.shape[-2:]))
         if self.given:
             net.load_state_dict(self.given)
+            if not (predicted(net.eval(), self.test[0]) == self.test[1]).any():
+                raise ValueError("network.pt names the class of no picture: is the order of its classes that of the folders' names?")
         return net.to(memory_format=torch.channels_last)
 
     def block(self, net, rng, step, n):
