@@ -165,4 +165,4 @@ def remains(x: Tensor, found: dict[str, tuple[Tensor, Tensor]]) -> go.Figure:
     said = ", ".join(f"{WORDS[name]} {share:.0%}" for name, share in means.items())
     fig = images(arrays, titles, title=f"The smallest share of pixels that keeps the class, mean of {len(x)} images: {said}",
                  columns=1 + len(found))  # fmt: skip
-    return fig.update_traces(zmin=0, zmax=1)
+    return fig.update_traces(zmin=0, zmax=1).update_layout(height=fig.layout.margin.t + 30 + 160 * len(x), margin_b=12)
