@@ -153,7 +153,7 @@ ARMS = {"network": Network, "second": Second, **EXPLANATIONS}
 
 
 def figures(lab) -> dict[str, go.Figure]:
-    """The five figures of a finished experiment; single pictures are those of its first seed."""
+    """The five figures of a finished experiment; single pictures are of its first seed."""
     arms = {name: arm for name, arm in lab.arms.items() if name in EXPLANATIONS}
     main = arms["extremal"]
     found = {
@@ -171,31 +171,37 @@ def figures(lab) -> dict[str, go.Figure]:
     return found
 
 
+def surest(s) -> int:
+    """The picture for which the whole picture's probability is highest."""
+    return int(s.probability(torch.ones_like(s.x[:, :1])).argmax())
+
+
 def growing(s, params: Params) -> go.Figure:
-    """The first picture under masks of six areas, made for this figure."""
-    six = replace(params, areas=6)
-    made, rng = Forming(s.net, s.x[:1], s.y[:1], six), stream(s.seed, "shifts")
+    """The surest picture under masks of six areas, made for this figure."""
+    six, k = replace(params, areas=6), surest(s)
+    one = replace(s, x=s.x[k : k + 1], y=s.y[k : k + 1], levels=s.levels[k : k + 1])
+    made, rng = Forming(s.net, one.x, one.y, six), stream(s.seed, "shifts")
     for _ in range(six.mask_steps):
         made(rng)
     masks, areas = made.masks(), method.shares(six.area, 6)
-    whole = float(s.probability(torch.ones_like(masks))[0, 0])
+    whole = float(one.probability(torch.ones_like(masks[:, :1])))
     binary = hard(masks, areas, s.seed)
     seen = method.perturb(made.levels, binary.flatten(0, 1))
-    return drawn.growing(s.x[0], s.box[0], masks[0], seen, s.probability(binary)[0], areas, whole)
+    return drawn.growing(one.x[0], s.box[k], masks[0], seen, one.probability(binary)[0], areas, whole)
 
 
 def inner(arm, table) -> go.Figure:
-    """The channels that the class of the first picture keeps at the last inner layer, and what they show of that picture."""
+    """The channels that the class of the surest picture keeps at the last inner layer, and what they show of that picture."""
     s, cut = arm.subjects[0], arm.cuts[-1]
-    label, m = int(s.y[0]), arm.share[0][cut]
+    k, m = surest(s), arm.share[0][cut]
     count = max(1, round(CHANNELS * m.shape[1]))
-    mean = m[s.y == label].mean(0)
-    top = torch.zeros_like(m[0]).scatter_(0, m[0].topk(count).indices, 1.0)
+    mean = m[s.y == s.y[k]].mean(0)
+    top = torch.zeros_like(m[k]).scatter_(0, m[k].topk(count).indices, 1.0)
     with torch.no_grad():
-        goal = s.net[:cut](s.x[:1]) * torch.stack([torch.ones_like(top), top, 1 - top])[:, :, None, None]
+        goal = s.net[:cut](s.x[k : k + 1]) * torch.stack([torch.ones_like(top), top, 1 - top])[:, :, None, None]
     pictures = method.inverted(s.net[:cut], goal, (3, *s.x.shape[1:]))
     last = table[table["arm"] == "channels"].groupby("metric")["value"].mean()
-    return drawn.channels(mean.cpu().numpy(), count, [drawn.grey(p) for p in (s.x[0], *pictures)], label,
+    return drawn.channels(mean.cpu().numpy(), count, [drawn.grey(p) for p in (s.x[k], *pictures)], int(s.y[k]),
                           last["channel_probability"], last["random_channel_probability"])  # fmt: skip
 
 # ---- what one can watch
