@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from claimlab import data
 from claimlab.parts.attribution import class_folders, crops, png, scattered, strokes
+from claimlab.parts.weights import own_weights
 
 DIGIT, CONTRAST = 14, 0.4
 STROKES, BRIGHT, HALF = 2, 0.7, 0.5
@@ -151,13 +152,6 @@ def _own(folder: str, images: int, rng: np.random.Generator) -> Data:
     found = (torch.from_numpy(t) for t in (x[train], y[train], x[test], y[test], masks[test]))
     return Data(*found, torch.from_numpy(masks[test].any((2, 3)).sum(1) > 1))
 
-
-def above_chance(right: float, y: np.ndarray) -> None:
-    """ValueError where the accuracy `right` on the labels y [N] is within two standard errors of naming the commonest class."""
-    chance = np.unique(y, return_counts=True)[1].max() / len(y)
-    if right <= chance + 2 * np.sqrt(chance * (1 - chance) / len(y)):
-        raise ValueError(f"the network is right on {right:.0%} of the test images, no more than chance ({chance:.0%} for one class)")
-
 # ---- the network
 
 
@@ -179,15 +173,5 @@ def own_network(folder: str, colours: int, size: tuple[int, int], classes: int) 
 
     It is read as data only (weights_only=True). ValueError says what does not fit.
     """
-    path = Path(folder) / "network.pt"
-    if not folder or not path.is_file():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        network(colours, size, classes).load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} does not hold weights of the network for {size[0]} x {size[1]} images, {colours} colours and "
-                         f"{classes} classes: {str(error)[:200]}") from None  # fmt: skip
-    if bad := [name for name, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"{path}: {bad[0]} holds a value that is not a number")
-    return state
+    described = f"the network for {size[0]} x {size[1]} images, {colours} colours and {classes} classes"
+    return own_weights(Path(folder) / "network.pt", lambda _: network(colours, size, classes), described) if folder else None

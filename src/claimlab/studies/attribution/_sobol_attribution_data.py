@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from claimlab import data
 from claimlab.parts.attribution import class_folders, crops, png, scattered, strokes
+from claimlab.parts.weights import above_chance, own_weights
 
 SIDE, DIGIT, CONTRAST = 32, 16, 0.4
 STROKES, BRIGHT = 2, 0.7
@@ -96,13 +97,6 @@ def checked(score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndar
     above_chance(float((said.argmax(1) == y).mean()), y)
     return said
 
-
-def above_chance(right: float, y: np.ndarray) -> None:
-    """ValueError where the accuracy `right` on the labels y [N] is within two standard errors of naming the commonest class."""
-    chance = np.unique(y, return_counts=True)[1].max() / len(y)
-    if right <= chance + 2 * np.sqrt(chance * (1 - chance) / len(y)):
-        raise ValueError(f"the classifier is right on {right:.0%} of the images, no more than chance ({chance:.0%} for one class)")
-
 # ---- the network
 
 
@@ -126,15 +120,5 @@ def own_network(folder: str, kind: str, colours: int, classes: int) -> dict[str,
 
     It is read as data only (weights_only=True). ValueError says what does not fit.
     """
-    path = Path(folder) / "network.pt"
-    if not folder or not path.is_file():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        network(kind, colours, classes).load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} does not hold weights of the {kind} network with {colours} colours and {classes} classes: "
-                         f"{str(error)[:200]}") from None  # fmt: skip
-    if bad := [name for name, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"{path}: {bad[0]} holds a value that is not a number")
-    return state
+    described = f"the {kind} network with {colours} colours and {classes} classes"
+    return own_weights(Path(folder) / "network.pt", lambda _: network(kind, colours, classes), described) if folder else None

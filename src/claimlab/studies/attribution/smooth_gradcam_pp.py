@@ -13,11 +13,12 @@ from torch import nn
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import enlarge, gradcam, predicted
+from claimlab.parts.weights import above_chance
 from claimlab.studies.attribution import _smooth_gradcam_pp_figures as drawn
 from claimlab.studies.attribution import _smooth_gradcam_pp_method as method
 from claimlab.studies.attribution._smooth_gradcam_pp_arms import EXPLANATIONS, generator, precision_recall, stages
 from claimlab.studies.attribution._smooth_gradcam_pp_arms import both_found as both_found  # shown in the notebook
-from claimlab.studies.attribution._smooth_gradcam_pp_data import CUTS, above_chance, load, own_images, own_network
+from claimlab.studies.attribution._smooth_gradcam_pp_data import CUTS, load, own_images, own_network
 from claimlab.studies.attribution._smooth_gradcam_pp_data import network as build
 from claimlab.studies.attribution._smooth_gradcam_pp_method import Derivatives as Derivatives  # shown in the notebook
 from claimlab.studies.attribution._smooth_gradcam_pp_method import coefficients as coefficients

@@ -22,10 +22,11 @@ from claimlab.parts.attribution import (
     ranks,
 )
 from claimlab.parts.faithfulness import curves, energy_inside
+from claimlab.parts.weights import above_chance
 from claimlab.studies.attribution import _sobol_attribution_figures as drawn
 from claimlab.studies.attribution import _sobol_attribution_text as words
 from claimlab.studies.attribution._sobol_attribution_arms import EXPLANATIONS, Explanation, choose, paired_cells, subject
-from claimlab.studies.attribution._sobol_attribution_data import above_chance, checked, load, own_images, own_network
+from claimlab.studies.attribution._sobol_attribution_data import checked, load, own_images, own_network
 from claimlab.studies.attribution._sobol_attribution_data import network as build
 from claimlab.studies.attribution._sobol_attribution_method import answers as answers  # shown in the notebook
 from claimlab.studies.attribution._sobol_attribution_method import design as design
