@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from claimlab import data
 from claimlab.parts.attribution import class_folders, crops, png, scattered
+from claimlab.parts.weights import own_weights
 
 SIDE, DIGIT, MARK, SHAPE = 40, 16, 6, 11
 CONTRAST, BRIGHT = 0.25, 0.4  # of the texture, of the shapes; a digit has 1
@@ -113,7 +114,6 @@ def marked(x: Tensor, says: Tensor) -> Tensor:
     x[:, 0, :MARK, :MARK] = codes()[says]
     return x
 
-
 # ---- the networks
 
 
@@ -151,7 +151,6 @@ def network(kind: str, colours: int, classes: int, size: tuple[int, int] = (SIDE
         for a, b in ((colours, 16), (16, 32), (32, 64)):
             body += [nn.Conv2d(a, b, 3, 2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
-
 
 # ---- data of one's own
 
@@ -207,15 +206,5 @@ def own_network(folder: str, kind: str, colours: int, classes: int, size: tuple[
 
     Read as data only (weights_only=True). ValueError says what does not fit, such as another number of classes.
     """
-    path = Path(folder) / "network.pt"
-    if not folder or not path.is_file():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        network(kind, colours, classes, size).load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} does not hold weights of the {kind} network with {colours} colours and {classes} classes: "
-                         f"{str(error)[:200]}") from None  # fmt: skip
-    if bad := [name for name, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"{path}: {bad[0]} holds a value that is not a number")
-    return state
+    described = f"the {kind} network with {colours} colours and {classes} classes"
+    return own_weights(Path(folder) / "network.pt", lambda _: network(kind, colours, classes, size), described) if folder else None
