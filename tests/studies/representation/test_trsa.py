@@ -304,6 +304,17 @@ def test_the_corner_of_the_triangle_is_the_full_matrix_and_one_pair_leaves_the_n
     assert len(lab.arms["rgtm"].grid) == 6 and all(low <= high for low, high in lab.arms["rgtm"].grid)
 
 
+def test_a_threshold_turned_while_the_networks_learn_counts_for_the_statistics():
+    steered = Experiment(study.find("trsa"), smoke(steps=2), arms=["rgtm_fixed"])
+    next(steered.ticks())
+    steered.set("upper", 1.0, arm="networks")
+    steered.set("lower", 0.0, arm="networks")
+    steered.run()
+    for one, other in zip(steered.arms["rgtm_fixed"].voted, steered.arms["rdm"].voted, strict=True):
+        assert all(torch.allclose(one[snr], other[snr], atol=1e-4) for snr in other)
+    assert "confusion" in steered.figures() and "triangle" not in steered.figures()
+
+
 def test_instances_of_a_set_do_not_notice_each_other():
     task = own.Networks(smoke()).bind(0)
     with torch.random.fork_rng():

@@ -58,9 +58,9 @@ class Instances(nn.Module):
         return torch.stack([net(x) for net in self.nets])
 
     @torch.no_grad()
-    def layers(self) -> list[Tensor]:
-        """Responses to the stimuli, layer by layer: [instances, m, ...]"""
-        return [torch.stack(same) for same in zip(*(net.read(self.stimuli) for net in self.nets), strict=True)]
+    def layers(self, count: int | None = None) -> list[Tensor]:
+        """Responses of all networks, or of the first `count`, to the stimuli, layer by layer: [instances, m, ...]"""
+        return [torch.stack(same) for same in zip(*(net.read(self.stimuli) for net in self.nets[:count]), strict=True)]
 
 
 @lru_cache(maxsize=32)

@@ -125,11 +125,11 @@ def confusions(found: dict[str, list[np.ndarray]], layers: Sequence[str], ratio:
     return fig.update_yaxes(title_text="layer recorded", col=1)
 
 
-def transform(d: Tensor, layers: Sequence[str], lower: float, upper: float) -> go.Figure:
-    """Histogram of the distances d [L, P] of three layers of one network, with g drawn over it."""
+def transform(d: Tensor, layers: Sequence[str], lower: float, upper: float, unit: str) -> go.Figure:
+    """Histogram of the distances d [L, P], in `unit`, of three layers of one network, with g drawn over it."""
     shown = [0, len(d) // 2, len(d) - 2]
     fig = make_subplots(1, len(shown), subplot_titles=[layers[k] for k in shown], specs=[[{"secondary_y": True}] * len(shown)],
-                        horizontal_spacing=0.07)  # fmt: skip
+                        horizontal_spacing=0.09)  # fmt: skip
     for column, k in enumerate(shown, start=1):
         ordered = d[k].sort().values
         low, high = (method.quantile(ordered, q) for q in (lower, upper))
@@ -141,10 +141,10 @@ def transform(d: Tensor, layers: Sequence[str], lower: float, upper: float) -> g
         fig.add_scatter(x=x.numpy(), y=method.transform(x, low, high).numpy(), mode="lines", line={"color": BLUE, "width": 3},
                         name="g(d)", secondary_y=True, **look)  # fmt: skip
     title = f"g levels the nearest {lower:.0%} and the furthest {1 - upper:.0%} of the pairs; {upper - lower:.0%} keep their order between"
-    style(fig, title, height=400, x="distance d [squared response]")
-    fig.update_yaxes(title_text="pairs", col=1, secondary_y=False)
-    fig.update_yaxes(range=[0, 1.05], showgrid=False, secondary_y=True)
-    fig.update_yaxes(title_text="g(d)", col=len(shown), secondary_y=True)
+    style(fig, title, height=400, x=f"distance d [{unit}]")
+    fig.update_yaxes(title_text="pairs of stimuli", col=1, secondary_y=False)
+    fig.update_yaxes(range=[0, 1.05], showgrid=False, tickvals=[0, 0.5, 1], showticklabels=False, secondary_y=True)
+    fig.update_yaxes(title_text="g(d)", showticklabels=True, col=len(shown), secondary_y=True)
     return fig.update_layout(margin_b=100, bargap=0)
 
 
@@ -156,8 +156,8 @@ def neighbours(x: Tensor, d: Tensor, upper: float, labels: Sequence[int]) -> go.
     share = float((s[:2] ** 2).sum() / (s**2).sum().clamp_min(method.TINY))
     i, j = (part[(d < method.quantile(d.sort().values, upper)).cpu()].numpy() for part in method.pairs(len(x)))
     ends = np.stack([flat[i], flat[j], np.full((len(i), 2), np.nan)], axis=1).reshape(-1, 2)
-    fig = go.Figure(go.Scattergl(x=ends[:, 0], y=ends[:, 1], mode="lines", line={"color": faded(GREY, 0.35), "width": 1}, hoverinfo="skip",
-                                 showlegend=False))  # fmt: skip
+    fig = go.Figure(go.Scatter(x=ends[:, 0], y=ends[:, 1], mode="lines", line={"color": faded(GREY, 0.2), "width": 1}, hoverinfo="skip",
+                               showlegend=False))  # fmt: skip
     fig.add_scatter(x=flat[:, 0], y=flat[:, 1], mode="markers+text", text=[str(c) for c in labels], textfont={"color": "white", "size": 11},
                     marker={"size": 19, "color": list(labels), "colorscale": "Turbo"}, showlegend=False)  # fmt: skip
     title = f"{len(i)} of {len(d)} pairs of stimuli are neighbours; the two axes show {share:.0%} of the layer's variance"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -150,6 +150,7 @@ def identify(folder: str | Path, p: Params) -> pd.DataFrame:
     import pandas as pd
 
     _, regions, responses = own_regions(folder)
+    p = replace(p, levels=2)  # what was recorded has one level of noise
     before = SimpleNamespace(p=p, members=[], recordings=[OwnRecording(responses, p)])
     rows = []
     for name, spec in STATISTICS.items():
@@ -164,32 +165,29 @@ def identify(folder: str | Path, p: Params) -> pd.DataFrame:
 
 def figures(lab) -> dict[str, go.Figure]:
     """The figures of a finished experiment; matrices and distances are those of its first seed."""
-    arms, p = lab.arms, lab.params
-    found = {}
+    arms, found = lab.arms, {}
     if "rgtm" in arms:
         found["triangle"] = drawn.triangle(arms["rgtm"].triangles, arms["rgtm"].ratios)
-    found["noise"] = drawn.against_noise(lab.table, p.snr)
     if "rdm" in arms:
-        recording = arms["rdm"].recordings[0]
-        found["instances"] = drawn.same_layer(recording.alone.d[:3], 4, p.lower, p.upper)
-        ratio = arms["rdm"].ratios[0]
-        shown = {name: arms[name] for name in ("rdm", "rgtm") if name in arms}
-        found["confusion"] = drawn.confusions(
-            {name: [drawn.confusion(voted[ratio]) for voted in arm.voted] for name, arm in shown.items()}, LAYERS, ratio
-        )
-        found["transform"] = drawn.transform(recording.alone.d[0], LAYERS, p.lower, p.upper)
+        p, ratio, alone = arms["rdm"].p, arms["rdm"].ratios[0], arms["rdm"].recordings[0].alone
+        found["noise"] = drawn.against_noise(lab.table, p.snr)
+        found["instances"] = drawn.same_layer(alone.d[:3], 4, p.lower, p.upper)
+        voted = {name: [drawn.confusion(one[ratio]) for one in arms[name].voted] for name in ("rdm", "rgtm") if name in arms}
+        found["confusion"] = drawn.confusions(voted, LAYERS, ratio)
+        unit = "response²" if p.distance == "euclidean" else "1 − r"
+        found["transform"] = drawn.transform(alone.d[0], LAYERS, p.lower, p.upper, unit)
     return found
 
 
 def view_matrices(net: nn.Module, params: Params) -> go.Figure:
     """Distances of the dense layer in two instances, and below them the same after the transform."""
-    d = dissimilarity(net.layers()[4][:2], kind=params.distance)
+    d = dissimilarity(net.layers(2)[4].cpu(), kind=params.distance)
     return drawn.same_layer(d[:, None], 0, params.lower, params.upper)
 
 
 def view_neighbours(net: nn.Module, params: Params) -> go.Figure:
     """The stimuli in the dense layer of the first instance, in two dimensions, joined where they are near."""
-    x = net.layers()[4][0]
+    x = net.layers(1)[4][0].cpu()
     labels = [i for c in range(10) for i in [c] * (params.stimuli // 10 + (c < params.stimuli % 10))]
     return drawn.neighbours(x, dissimilarity(x, kind=params.distance), params.upper, labels)
 
@@ -199,10 +197,8 @@ def view_confusion(net: nn.Module, params: Params) -> go.Figure:
 
     Three instances and one draw; voxels and noise follow from a number that is always the same, so that only networks move.
     """
-    from dataclasses import replace
-
     few = replace(params, draws=1, voxels=min(params.voxels, 40))
-    one = Recording(0, [x[:3] for x in net.layers()], few, many=100)
+    one = Recording(0, [x.cpu() for x in net.layers(3)], few, many=100)
     data, found = one.measure(params.snr), {}
     for name in ("rdm", "rgtm_fixed"):
         pair = (0.0, 1.0) if name == "rdm" else (params.lower, params.upper)
