@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from claimlab import data
 from claimlab.parts.attribution import crops, png, scattered
+from claimlab.parts.weights import own_weights
 
 SIDE, TARGET, SPARE, CONTRAST = 32, 14, 8, 0.5  # pixels of the picture, of the digit that counts, of the other; texture's peak
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -162,17 +163,10 @@ def own_network(folder: str, name: str, colours: int, classes: int) -> dict[str,
     It is read as data only (weights_only=True). ValueError says what does not fit: layers, colours, or classes that the
     pictures have and the network does not know.
     """
-    path = Path(folder) / f"{name}.pt"
-    if not folder or not path.is_file():
+    path, last = Path(folder) / f"{name}.pt", "11.bias"  # of the layer that names the classes
+    if not folder:
         return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        known = len(state["11.bias"])
-        network(colours, known).load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} does not hold weights of the network with {colours} colours: {str(error)[:200]}") from None
-    if known < classes:
-        raise ValueError(f"{path} knows {known} classes, but pictures.csv has {classes}")
-    if bad := [key for key, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"{path}: {bad[0]} holds a value that is not a number")
+    state = own_weights(path, lambda found: network(colours, len(found[last])), f"the network with {colours} colours")
+    if state is not None and len(state[last]) < classes:
+        raise ValueError(f"{path} knows {len(state[last])} classes, but pictures.csv has {classes}")
     return state
