@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab.parts.attribution import class_folders, png
+from claimlab.parts.weights import own_weights
 
 SIDE = 32  # pixels
 CONTRAST, NOISE = 0.22, 0.08  # of the texture; of the pixels
@@ -270,15 +271,5 @@ def own_network(folder: str, layers: int, colours: int, classes: int) -> dict[st
 
     It is read as data only (weights_only=True). ValueError says what does not fit.
     """
-    path = Path(folder) / "network.pt"
-    if not folder or not path.is_file():
-        return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        network(layers, colours, classes).load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f"{path} does not hold weights of the network with {colours} colours, {classes} classes: "
-                         f"{str(error)[:200]}") from None  # fmt: skip
-    if bad := [name for name, t in state.items() if not torch.isfinite(t).all()]:
-        raise ValueError(f"{path}: {bad[0]} holds a value that is not a number")
-    return state
+    described = f"the network with {colours} colours, {classes} classes"
+    return own_weights(Path(folder) / "network.pt", lambda _: network(layers, colours, classes), described) if folder else None
