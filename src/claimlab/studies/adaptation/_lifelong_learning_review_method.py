@@ -28,13 +28,16 @@ def fisher(net: nn.Module, x: Tensor, heads: Tensor, rng: torch.Generator, chunk
     other numbers.
     """
     params = {name: p.detach() for name, p in net.named_parameters()}
+    total = torch.zeros(sum(p.numel() for p in params.values()), device=x.device)
     with torch.no_grad():
-        drawn = torch.multinomial(masked(net(x), heads).softmax(1).cpu(), 1, generator=rng)[:, 0].to(x.device)
+        chances = masked(net(x), heads).softmax(1).cpu()
+    if not torch.isfinite(chances).all():  # training diverged
+        return total.fill_(math.nan)
+    drawn = torch.multinomial(chances, 1, generator=rng)[:, 0].to(x.device)
 
     def log_chance(params, x, y, heads):
         return -F.cross_entropy(masked(functional_call(net, params, (x[None],)), heads), y[None])
 
-    total = torch.zeros(sum(p.numel() for p in params.values()), device=x.device)
     for part in torch.arange(len(x)).split(chunk):
         found = vmap(grad(log_chance), in_dims=(None, 0, 0, 0))(params, x[part], drawn[part], heads[part])
         total += torch.cat([g.square().sum(0).flatten() for g in found.values()])
@@ -53,6 +56,11 @@ def anchored(before: tuple[Tensor, Tensor, Tensor], importance: Tensor, theta: T
 def penalty(theta: Tensor, a: Tensor, c: Tensor, rest: Tensor) -> Tensor:
     """1/2 (sum_i A_i (theta_i - C_i)^2 + rest)."""
     return 0.5 * ((a * (theta - c).square()).sum() + rest)
+
+
+def drawn_back(theta: Tensor, a: Tensor, c: Tensor, reach: Tensor | float) -> Tensor:
+    """The minimum over z of reach * penalty(z) + |z - theta|^2 / 2: an implicit step, which no strength can make overshoot."""
+    return (theta + reach * a * c) / (1 + reach * a)
 
 
 # ---- learning without forgetting
@@ -92,7 +100,7 @@ def perceptron(sizes: tuple[int, ...], rng: torch.Generator) -> nn.Sequential:
 
 
 def drawn_linear(inside: int, outside: int, rng: torch.Generator, bias: bool = True) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inside, outside, bias=bias)
+    layer = nn.Linear(inside, outside, bias=bias)
     with torch.no_grad():
         for p in layer.parameters():
             p.uniform_(-1, 1, generator=rng).div_(math.sqrt(inside))

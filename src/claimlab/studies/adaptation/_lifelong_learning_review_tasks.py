@@ -15,6 +15,7 @@ from claimlab.studies.adaptation import _lifelong_learning_review_method as rule
 from claimlab.studies.adaptation._lifelong_learning_review_data import Source, keyed, own_path, stream
 from claimlab.training import Task
 
+MOMENTUM = 0.9
 FISHER = 300  # examples, at most, over which the Fisher information is a mean
 
 
@@ -56,7 +57,7 @@ class Finetune(Task):
         return keyed(self.case.seed, self.case.stream, use, self.t, *more)
 
     def optimizer(self, groups):
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
+        return torch.optim.SGD(groups, momentum=MOMENTUM, fused=True)
 
     # -- from task to task
 
@@ -176,9 +177,13 @@ class Joint(Finetune):
 
 
 class Ewc(Finetune):
-    """Elastic weight consolidation. The strength multiplies the knob `lam`."""
+    """Elastic weight consolidation: a gradient step on the cross-entropy, then an implicit step on the penalty.
+
+    An explicit step on the penalty diverges as soon as lr * lambda * F passes 4. The strength multiplies the knob `lam`.
+    """
 
     lam = property(lambda self: self.p.lam)
+    project = property(lambda self: self.draw_back if self.t else None)
 
     def equip(self, net):
         super().equip(net)
@@ -193,11 +198,18 @@ class Ewc(Finetune):
         for old, new in zip(kept, rule.anchored(kept, importance, rule.flat(net.body)), strict=True):
             old.copy_(new)
 
-    def loss(self, net, x, y, heads):
-        loss = super().loss(net, x, y, heads)
-        if self.t:
-            loss = loss + self.lam * net.strength * rule.penalty(rule.flat(net.body), net.importance, net.centre, net.rest)
-        return loss
+    def draw_back(self, net):
+        # a gradient moves a weight by lr / (1 - momentum) in all; with that reach the two steps rest where CE + penalty does
+        reach = self.lam * net.strength * self.lr / (1 - MOMENTUM)
+        found, start = {}, 0
+        for name, p in net.named_parameters():
+            a, c = (part[start : start + p.numel()].view_as(p) for part in (net.importance, net.centre))
+            found[name], start = rule.drawn_back(p, a, c, reach), start + p.numel()
+        return found
+
+    def metrics(self, net):
+        pulled = rule.penalty(rule.flat(net.body), net.importance, net.centre, net.rest)
+        return super().metrics(net) | {"penalty": self.lam * net.strength * pulled}
 
     def stored(self, net):
         return super().stored(net) + 2 * net.centre.numel()
