@@ -55,7 +55,7 @@ class Crowd(nn.Module):
         return self.parts(self.theta)[::2]
 
     def layers(self, x: Tensor, theta: Tensor | None = None) -> list[Tensor]:
-        """Activity of each hidden layer [K, N, d] and the logits, for x [N, D], or [K, N, D] with inputs of each network's own."""
+        """Activity of each hidden layer [K, N, d] and the logits, for x [N, D], or x [K, N, D] of each network's own."""
         parts, act = self.parts(self.theta if theta is None else theta), ACTIVATIONS[self.activation]
         h, found = x.expand(len(parts[0]), *x.shape[-2:]), []
         for j, shape in enumerate(self.shapes):
@@ -99,7 +99,8 @@ def spans(net: Crowd, x: Tensor, times: Sequence[int]) -> np.ndarray:
     return np.stack([np.broadcast_to(side, shape).T for side in (low, high)], -1).astype(float)
 
 
-def edges(values: np.ndarray, bins: int, binning: str, span: np.ndarray | None, activation: str) -> tuple[np.ndarray, float | None]:
+def edges(values: np.ndarray, bins: int, binning: str, span: np.ndarray | None,
+          activation: str) -> tuple[np.ndarray, float | None]:  # fmt: skip
     """Inner edges for the activity of one layer of one network, and the value that has a bin of its own."""
     if binning == "adaptive":
         saturated = SATURATED.get(activation)

@@ -138,7 +138,8 @@ def own_table(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{file} is not a file; a MATLAB file with F and y, or an .npz with x and y, is needed")
     x, y = _matlab(file) if file.suffix == ".mat" else arrays(file, ("x", "y"))
     if x.ndim != 2 or x.dtype.kind not in "biuf" or y.dtype.kind not in "biuf":
-        raise ValueError(f"{file.name}: inputs are {x.dtype} of shape {x.shape}, labels {y.dtype}; allowed are numbers, rows x columns")
+        raise ValueError(f"{file.name}: inputs are {x.dtype} of shape {x.shape}, labels {y.dtype}; allowed are numbers, rows x "
+                         "columns")  # fmt: skip
     y = y.ravel()
     if len(y) != len(x):
         raise ValueError(f"{file.name}: {len(y)} labels for {len(x)} rows; one label a row is needed")
@@ -154,7 +155,8 @@ def own_table(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if len(labels) < 2 or (labels != np.arange(len(labels))).any():
         raise ValueError(f"{file.name}: labels are {labels[:8].tolist()}; allowed are 0, 1, ... without a gap, at least two")
     if count.min() < 0.1 * len(y):
-        raise ValueError(f"{file.name}: label {labels[count.argmin()]:g} has {count.min()} of {len(y)} rows; at least a tenth is needed")
+        raise ValueError(f"{file.name}: label {labels[count.argmin()]:g} has {count.min()} of {len(y)} rows; at least a tenth is "
+                         "needed")  # fmt: skip
     return x, y.astype(np.int64)
 
 
