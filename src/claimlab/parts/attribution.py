@@ -184,6 +184,25 @@ def png(path: Path, modes: Sequence[str] = ("L", "RGB")) -> np.ndarray:
     return array
 
 
+def pngs(files: Sequence[Path], low: int, high: int, multiple: int = 1, modes: Sequence[str] = ("L", "RGB")) -> np.ndarray:
+    """PNG images of one size and mode, sides from `low` to `high` and divisible by `multiple`: [N, C, H, W] float32 in [0, 1].
+
+    ValueError names the file and says what is allowed.
+    """
+    found: list[np.ndarray] = []
+    for path in files:
+        array = png(path, modes)
+        if found and array.shape != found[0].shape:
+            raise ValueError(f"{path} has the shape {array.shape}, the others {found[0].shape}: one size and one mode for all")
+        found.append(array)
+    height, width = found[0].shape[:2]
+    if any(side % multiple or not low <= side <= high for side in (height, width)):
+        allowed = f"multiples of {multiple} from {low} to {high}" if multiple > 1 else f"from {low} to {high}"
+        raise ValueError(f"{files[0]} is {width} x {height}: sides must be {allowed}")
+    stack = np.stack(found).astype(np.float32) / 255
+    return np.ascontiguousarray(stack.transpose(0, 3, 1, 2)) if stack.ndim == 4 else stack[:, None]
+
+
 def class_folders(top: Path, least: int) -> tuple[list[Path], np.ndarray, tuple[str, ...]]:
     """The images `top/<class>/*.png`, their labels [N], the names of the classes. ValueError where there are too few."""
     names = sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else []

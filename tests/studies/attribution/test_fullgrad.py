@@ -346,7 +346,7 @@ def test_a_file_that_is_no_image_another_size_and_a_missing_mask_are_named(tmp_p
         source.own_images(folder)
     folder = write(tmp_path / "b")
     Image.new("RGB", (20, 16)).save(tmp_path / "b" / "images" / "dog" / "2.png")
-    with pytest.raises(ValueError, match="2.png is 20 x 16, the others 16 x 16"):
+    with pytest.raises(ValueError, match="2.png has the shape .16, 20, 3., the others .16, 16, 3."):
         source.own_images(folder)
     folder = write(tmp_path / "c", masks=True)
     (tmp_path / "c" / "masks" / "dog" / "2.png").unlink()

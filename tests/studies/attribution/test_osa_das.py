@@ -386,7 +386,7 @@ def test_own_images_with_boxes_and_weights_run_the_whole_study(tmp_path, monkeyp
 
 @pytest.mark.parametrize("case, message", [
     (dict(classes=("bar",)), "holds 1 class folders"), (dict(n=19), "holds 19 PNG images: at least 20"),
-    (dict(mode="RGBA"), "colour mode RGBA"), (dict(shape=(31, 40)), "40 x 31: sides from 32 to 256"),
+    (dict(mode="RGBA"), "colour mode RGBA"), (dict(shape=(31, 40)), "40 x 31: sides must be from 32 to 256"),
 ])  # fmt: skip
 def test_unfit_folders_are_refused(tmp_path, case, message):
     with pytest.raises(ValueError, match=message):

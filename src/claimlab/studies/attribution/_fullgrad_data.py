@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, png, scattered, smooth_noise
+from claimlab.parts.attribution import class_folders, crops, pngs, scattered, smooth_noise
 
 
 class Data(NamedTuple):
@@ -55,16 +55,9 @@ def own_images(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, 
     same names under `folder/masks/`: arrays in [0, 1], labels, masks, class names. ValueError says which file is wrong."""
     top = Path(folder) / "images"
     files, y, names = class_folders(top, 4)
-    x: list[np.ndarray] = []
-    for path in files:
-        array = png(path, ("RGB",))
-        if x and array.shape != x[0].shape:
-            raise ValueError(f"{path} is {array.shape[1]} x {array.shape[0]}, the others {x[0].shape[1]} x {x[0].shape[0]}")
-        x.append(array)
-    if any(side % 4 or not 8 <= side <= 256 for side in x[0].shape[:2]):
-        raise ValueError(f"{files[0]} is {x[0].shape[1]} x {x[0].shape[0]}: sides must be multiples of 4 from 8 to 256")
-    masks = _masks([Path(folder) / "masks" / p.relative_to(top) for p in files], x[0].shape[:2])
-    return np.stack(x).transpose(0, 3, 1, 2).astype(np.float32) / 255, y, masks, names
+    x = pngs(files, 8, 256, 4, ("RGB",))
+    masks = _masks([Path(folder) / "masks" / p.relative_to(top) for p in files], x.shape[-2:])
+    return x, y, masks, names
 
 
 def _masks(paths: list[Path], size: tuple[int, int]) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, png, scattered
+from claimlab.parts.attribution import class_folders, crops, pngs, scattered
 from claimlab.parts.weights import own_weights
 
 SIDE, DIGIT, MARK, SHAPE = 40, 16, 6, 11
@@ -160,17 +160,8 @@ def own_images(folder: str, least: int = 20) -> tuple[np.ndarray, np.ndarray, np
     """Images `folder/<class>/<name>.png` (grey or RGB, one size, sides of 32 or more): arrays [N, C, H, W] in [0, 1], labels,
     boxes [N, H, W] from `folder/boxes.csv` (or None), class names. ValueError names the file and says what is allowed."""
     files, y, names = class_folders(Path(folder), least)
-    x: list[np.ndarray] = []
-    for path in files:
-        array = png(path)
-        if x and array.shape != x[0].shape:
-            raise ValueError(f"{path} has the shape {array.shape}, the others {x[0].shape}: one size and one mode for all")
-        x.append(array)
-    if any(not 32 <= side <= 256 for side in x[0].shape[:2]):
-        raise ValueError(f"{files[0]} is {x[0].shape[1]} x {x[0].shape[0]}: sides from 32 to 256 are allowed")
-    stack = np.stack(x).astype(np.float32) / 255
-    stack = np.ascontiguousarray(stack.transpose(0, 3, 1, 2)) if stack.ndim == 4 else stack[:, None]
-    return stack, y, own_boxes(Path(folder), files, x[0].shape[:2]), names
+    x = pngs(files, 32, 256)
+    return x, y, own_boxes(Path(folder), files, x.shape[-2:]), names
 
 
 def own_boxes(folder: Path, files: list[Path], size: tuple[int, int]) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, png, scattered, strokes
+from claimlab.parts.attribution import class_folders, crops, png, pngs, scattered, strokes
 from claimlab.parts.weights import own_weights
 
 DIGIT, CONTRAST = 14, 0.4
@@ -113,19 +113,11 @@ def own_images(folder: str, least: int = 20) -> tuple[np.ndarray, np.ndarray, np
     [N, most instances, H, W], class names. At least `least` a class. ValueError says which file is wrong and what is allowed."""
     top = Path(folder) / "images"
     files, y, names = class_folders(top, least)
-    x: list[np.ndarray] = []
-    for path in files:
-        array = png(path)
-        if x and array.shape != x[0].shape:
-            raise ValueError(f"{path} has the shape {array.shape}, the others {x[0].shape}: one size and one mode for all")
-        x.append(array)
-    if any(side % 4 or not 16 <= side <= 128 for side in x[0].shape[:2]):
-        raise ValueError(f"{files[0]} is {x[0].shape[1]} x {x[0].shape[0]}: sides must be multiples of 4 from 16 to 128")
-    numbered = [_mask(Path(folder) / "masks" / path.relative_to(top), x[0].shape[:2]) for path in files]
+    x = pngs(files, 16, 128, 4)
+    numbered = [_mask(Path(folder) / "masks" / path.relative_to(top), x.shape[-2:]) for path in files]
     most = max(int(m.max()) for m in numbered)
     masks = np.stack([[m == k for k in range(1, most + 1)] for m in numbered])
-    stack = np.stack(x).astype(np.float32) / 255
-    return (stack.transpose(0, 3, 1, 2) if stack.ndim == 4 else stack[:, None]), y, masks, names
+    return x, y, masks, names
 
 
 def _mask(path: Path, size: tuple[int, int]) -> np.ndarray:

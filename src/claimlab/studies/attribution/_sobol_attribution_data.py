@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from claimlab import data
-from claimlab.parts.attribution import class_folders, crops, png, scattered, strokes
+from claimlab.parts.attribution import class_folders, crops, pngs, scattered, strokes
 from claimlab.parts.weights import above_chance, own_weights
 
 SIDE, DIGIT, CONTRAST = 32, 16, 0.4
@@ -66,16 +66,8 @@ def own_images(folder: str, least: int = 20) -> tuple[np.ndarray, np.ndarray, tu
     At least `least` a class. ValueError names the file and says what is allowed.
     """
     files, y, names = class_folders(Path(folder) / "images", least)
-    x: list[np.ndarray] = []
-    for path in files:
-        array = png(path)
-        if x and array.shape != x[0].shape:
-            raise ValueError(f"{path} has the shape {array.shape}, the others {x[0].shape}: one size and one mode for all")
-        x.append(array)
-    if any(side % 8 or not 16 <= side <= 256 for side in x[0].shape[:2]):
-        raise ValueError(f"{files[0]} is {x[0].shape[1]} x {x[0].shape[0]}: sides must be multiples of 8 from 16 to 256")
-    stack = np.stack(x).astype(np.float32) / 255
-    return (stack.transpose(0, 3, 1, 2) if stack.ndim == 4 else stack[:, None]), y, names
+    x = pngs(files, 16, 256, 8)
+    return x, y, names
 
 
 def checked(score: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:

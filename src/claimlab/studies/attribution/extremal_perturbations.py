@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ import torch
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import predicted
+from claimlab.parts.schedules import one_cycle
 from claimlab.studies.attribution import _extremal_perturbations_figures as drawn
 from claimlab.studies.attribution import _extremal_perturbations_method as method
 from claimlab.studies.attribution._extremal_perturbations_arms import chosen, hard, similarity, stream
@@ -119,12 +119,7 @@ class Network(Supervised):
             net.load_state_dict(self.given)
         return net.to(memory_format=torch.channels_last)
 
-    def schedule(self, step, steps):
-        """One cycle: up from 1/25 within three tenths of the steps, then down to nothing, both along a cosine."""
-        up = 0.3 * steps
-        if step < up:
-            return 1 - 0.48 * (1 + math.cos(math.pi * step / up))
-        return (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+    schedule = staticmethod(one_cycle)
 
     def metrics(self, net):
         x, y = self.test

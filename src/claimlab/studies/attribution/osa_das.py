@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import predicted
+from claimlab.parts.schedules import one_cycle
 from claimlab.studies.attribution import _osa_das_figures as drawn
 from claimlab.studies.attribution._osa_das_arms import EXPLANATIONS, Explanation, maps_of
 from claimlab.studies.attribution._osa_das_data import MARK, load, own_images, own_network
@@ -142,12 +142,7 @@ class Network(Supervised):
         x, y = super().block(net, rng, step, n)
         return augment(x.flatten(0, 1), draw_views(y.numel(), 1.0, tuple(x.shape[-2:]), rng, self.p.flip)).view_as(x), y
 
-    def schedule(self, step, steps):
-        """One cycle: up from 1/25 within three tenths of the steps, then down to nothing, both along a cosine."""
-        up = 0.3 * steps
-        if step < up:
-            return 1 - 0.48 * (1 + math.cos(math.pi * step / up))
-        return (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+    schedule = staticmethod(one_cycle)
 
     def metrics(self, net):
         x, y = self.test

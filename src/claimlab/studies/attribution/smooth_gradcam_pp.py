@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import nn
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import enlarge, gradcam, predicted
+from claimlab.parts.schedules import one_cycle
 from claimlab.parts.weights import above_chance
 from claimlab.studies.attribution import _smooth_gradcam_pp_figures as drawn
 from claimlab.studies.attribution import _smooth_gradcam_pp_method as method
@@ -128,12 +128,7 @@ class Network(Supervised):
             net[0].bias -= (self.x.mean((0, 2, 3))[None, :, None, None] * net[0].weight).sum((1, 2, 3))
         return net.to(memory_format=torch.channels_last)
 
-    def schedule(self, step, steps):
-        """One cycle: up from 1/25 within three tenths of the steps, then down to nothing, both along a cosine."""
-        up = 0.3 * steps
-        if step < up:
-            return 1 - 0.48 * (1 + math.cos(math.pi * step / up))
-        return (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+    schedule = staticmethod(one_cycle)
 
     def metrics(self, net):
         x, y = self.test

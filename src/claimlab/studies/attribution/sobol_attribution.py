@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from claimlab.parts.attribution import (
     ranks,
 )
 from claimlab.parts.faithfulness import curves, energy_inside
+from claimlab.parts.schedules import one_cycle
 from claimlab.parts.weights import above_chance
 from claimlab.studies.attribution import _sobol_attribution_figures as drawn
 from claimlab.studies.attribution import _sobol_attribution_text as words
@@ -132,12 +132,7 @@ class Network(Supervised):
             above_chance((predicted(net.eval(), self.test[0]) == self.test[1]).float().mean().item(), self.test[1].numpy())
         return net.to(memory_format=torch.channels_last)  # 9 ms a step instead of 15
 
-    def schedule(self, step, steps):
-        """One cycle: up from 1/25 within three tenths of the steps, then down to nothing, both along a cosine."""
-        up = 0.3 * steps
-        if step < up:
-            return 1 - 0.48 * (1 + math.cos(math.pi * step / up))
-        return (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+    schedule = staticmethod(one_cycle)
 
     def metrics(self, net):
         x, y = self.test
