@@ -239,10 +239,14 @@ def omegas(scores: np.ndarray, joint: np.ndarray, sizes: np.ndarray) -> dict[str
     relative), all (all tasks so far, relative to joint at the same t)."""
     later = range(2, scores.shape[1] + 1)
     return {
-        "base": float(np.mean([scores[t, 0] / joint[t, 0] for t in later])),
+        "base": float(np.mean([_ratio(scores[t, 0], joint[t, 0]) for t in later])),
         "new": float(np.mean([scores[t, t - 1] for t in later])),
-        "all": float(np.mean([overall(scores, sizes, t) / overall(joint, sizes, t) for t in later])),
+        "all": float(np.mean([_ratio(overall(scores, sizes, t), overall(joint, sizes, t)) for t in later])),
     }
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.nan  # joint training that is never right is nothing to compare with
 
 
 def transfers(scores: np.ndarray) -> dict[str, float]:
