@@ -39,7 +39,7 @@ PAPER = Paper(
 class Params:
     activation: str = knob("relu", "non-linearity of all hidden layers, in the arms whose names begin with relu",
                            choices=("relu", "tanh", "elu", "softplus", "swish", "abs", "sigmoid"))  # fmt: skip
-    bins: int = knob(30, "number of bins; many bins saturate at log2(4096) = 12 bits", low=3, high=200)
+    bins: int = knob(30, "number of bins; many bins saturate at log2(4096), 12 bits", low=3, high=200)
     binning: str = knob("adaptive", "quantile bins, one range for the whole run, or one range an epoch",
                         choices=("adaptive", "fixed_run", "fixed_epoch"))  # fmt: skip
     l2: float = knob(0.0, "weight penalty on all layers", low=0.0, high=0.05, live=True)
