@@ -146,7 +146,9 @@ class FunnelLayer(Measured):
         found: Distances = self.before.found[i]
         first, second = found.funnels
         value = (found.halves[1, first] + found.halves[0, second]) / 2
-        return found, {"w1_train_population": value, "funnel_layer": (first + second) / 2, "train_accuracy": found.train_accuracy}
+        over = found.halves[:, -1].mean() - value  # below 0 the logits are nearer than the funnel: a slope, not a funnel
+        return found, {"w1_train_population": value, "funnel_layer": (first + second) / 2, "output_minus_funnel": over,
+                       "train_accuracy": found.train_accuracy}  # fmt: skip
 
 
 class OutputLayer(Measured):

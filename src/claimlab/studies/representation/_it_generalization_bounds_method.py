@@ -149,7 +149,7 @@ def search(d: int, delta: float, starts: int, steps: int, rngs: list[torch.Gener
     pairs = [torch.randn(2, starts, 2**d, generator=g, dtype=torch.float64) for g in rngs]
     pairs = torch.stack(pairs, 1).requires_grad_()
     first, best = None, torch.zeros(len(rngs), starts, dtype=torch.float64)
-    mover = torch.optim.Adam([pairs], lr=0.1)
+    mover = torch.optim.Adam([pairs], lr=0.1, maximize=True)
     for _ in range(steps + 1):
         with torch.enable_grad():
             ratio, before = contraction(pairs[0], pairs[1], channel)
