@@ -68,19 +68,27 @@ class Lexicon:
 
 
 def lexicon(count: int, ambiguity: float, rng: np.random.Generator) -> Lexicon:
-    """About `count` words, the share `ambiguity` of them also listed, at a random rank, in a slot of a second class."""
-    words, lists, topic = [], {}, []
+    """About `count` words, the share `ambiguity` of them also listed, at the same relative rank, in a slot of a second class.
+
+    Frequent words have more meanings, about as the root of their frequency (Zipf 1945), and are chosen with such weights.
+    """
+    words, lists, topic, rank = [], {}, [], []
     for name, (_, size, themed) in SLOTS.items():
         size = 1 if size == 1 else max(2, round(size * count / 400))
         lists[name] = [len(words) + k for k in range(size)]
         words += [name if size == 1 else f"{name}{k + 1}" for k in range(size)]
         topic += rng.integers(THEMES, size=size).tolist() if themed else [-1] * size
+        rank += [(k / size, (k + 1) ** -0.5) for k in range(size)]
     home = {w: SLOTS[name][0] for name, held in lists.items() for w in held}
-    usable = [w for w in home if home[w]]
-    for w in rng.permutation(usable)[: round(ambiguity * len(words))].tolist():
+    usable = np.array([w for w in home if home[w]])
+    weight = np.array([rank[w][1] for w in usable])
+    chosen = rng.choice(usable, round(ambiguity * len(words)), replace=False, p=weight / weight.sum())
+    extra: dict[str, list[tuple[float, int]]] = {name: [] for name in SLOTS}
+    for w in chosen.tolist():
         second = [name for name, (kind, _, _) in SLOTS.items() if kind == SECOND[home[w]] and not name.startswith("aux")]
-        held = lists[second[rng.integers(len(second))]]
-        held.insert(int(rng.integers(len(held) + 1)), w)
+        extra[second[rng.integers(len(second))]].append((rank[w][0], w))
+    for name, held in lists.items():
+        lists[name] = [w for _, w in sorted([(rank[w][0], w) for w in held] + extra[name])]
     return Lexicon(tuple(words), {name: np.array(held) for name, held in lists.items()}, np.array(topic))
 
 

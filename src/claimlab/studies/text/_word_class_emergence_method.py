@@ -70,7 +70,7 @@ def probe(fit: np.ndarray, labels: np.ndarray, judge: np.ndarray) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
 
     first, second = standard(fit, judge)
-    return LogisticRegression(C=1.0, max_iter=150, tol=1e-3).fit(first, labels).predict(second)
+    return LogisticRegression(C=1.0, max_iter=400, tol=1e-3).fit(first, labels).predict(second)
 
 
 def centroids(fit: np.ndarray, labels: np.ndarray, judge: np.ndarray) -> np.ndarray:
@@ -93,19 +93,24 @@ def agreement(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
 # ---- word vectors and the trigram model: counts of the training text alone
 
 
-def ppmi_vectors(words: np.ndarray, size: int, dimension: int, reach: int = 2) -> np.ndarray:
-    """Vectors [size, dimension] of the word numbers: truncated SVD of the positive pointwise mutual information of words that
-    stand at most `reach` places apart, each coordinate scaled to the deviation 1 that a random start has."""
+def ppmi(words: np.ndarray, size: int, reach: int = 2):
+    """Positive pointwise mutual information max(0, log P(a, b) / (P(a) P(b))) of words at most `reach` places apart; sparse [V, V]."""
     from scipy.sparse import coo_matrix
-    from scipy.sparse.linalg import svds
 
     near = sum(coo_matrix((np.ones(len(words) - k), (words[:-k], words[k:])), (size, size)) for k in range(1, reach + 1))
     near = (near + near.T).tocsr().tocoo()  # each pair once
     often = np.asarray(near.sum(0)).ravel()
     gain = np.log(near.data * often.sum() / (often[near.row] * often[near.col])).clip(0)
-    positive = coo_matrix((gain, (near.row, near.col)), (size, size))
+    return coo_matrix((gain, (near.row, near.col)), (size, size)).tocsr()
+
+
+def ppmi_vectors(words: np.ndarray, size: int, dimension: int) -> np.ndarray:
+    """Word vectors [V, dimension] by truncated SVD of the PPMI matrix, each coordinate scaled to the deviation 1 that a random
+    start has."""
+    from scipy.sparse.linalg import svds
+
     rank = min(dimension, size - 2)
-    left, strength, _ = svds(positive.tocsr(), k=rank, v0=np.ones(size))
+    left, strength, _ = svds(ppmi(words, size), k=rank, v0=np.ones(size))
     vectors = np.zeros((size, dimension))
     vectors[:, :rank] = left[:, ::-1] * np.sqrt(strength[::-1])
     return vectors / np.maximum(vectors.std(0), 1e-12) * (vectors.std(0) > 0)
@@ -156,14 +161,15 @@ class Reader(nn.Module):
     """
 
     def __init__(self, size: int, context: int, layers: int, body: str = "mlp", visible: int = 0, vectors: Tensor | None = None,
-                 looked: tuple[Tensor, Tensor, Tensor] | None = None, wide: int = 48, width: int = 128):  # fmt: skip
+                 looked: tuple[Tensor, Tensor, Tensor] | None = None, classes: tuple[str, ...] = (), wide: int = 48,
+                 width: int = 128):  # fmt: skip
         super().__init__()
         start = torch.randn(size, wide)
         if vectors is None:
             self.embedding = nn.Parameter(start)
         else:
             self.register_buffer("embedding", vectors.float())
-        self.body, self.visible, self.context = body, visible or context, context
+        self.visible, self.context, self.classes = visible or context, context, classes
         self.lstm = nn.LSTM(wide, width, batch_first=True) if body == "lstm" else None
         sizes = [context * wide, *[width] * layers] if body == "mlp" else [width] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))

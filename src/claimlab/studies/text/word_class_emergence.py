@@ -39,12 +39,12 @@ class Params:
                             high=0.6, unit="fraction")  # fmt: skip
     topic_strength: float = knob(0.5, "how strongly sentences stick to a topic: a rival way to cluster", low=0.0, high=1.0)
     layers: int = knob(3, "hidden layers", low=1, high=6)
-    lr: float = knob(0.001, "learning rate", low=0.0001, high=0.01, live=True)
+    lr: float = knob(0.003, "learning rate at the start; it falls to 0 along half a cosine", low=0.0001, high=0.01, live=True)
     body: str = knob("mlp", "feed-forward or recurrent body", choices=("mlp", "lstm"))
     text: str = knob("grammar", "a text of the grammar with known classes, or Python's help topics tagged by rules",
                      choices=("grammar", "english"))  # fmt: skip
     words: int = knob(400, "words of the grammar", low=60, high=2000)
-    tokens: int = knob(60000, "length of the grammar's training text; the test text is a quarter of it", low=2000, high=500000)
+    tokens: int = knob(150000, "length of the grammar's training text; the test text is a quarter of it", low=2000, high=500000)
     vocabulary: int = knob(3000, "most frequent words of an English text that are kept; the rest become <unk>", low=100, high=10000)
     points: int = knob(100, "test contexts a class in the score, or as many as the rarest class has", low=10, high=400)
     steps: int = knob(1200, "optimiser steps", low=0, high=20000)
@@ -104,7 +104,7 @@ class Trained(Task):
     ahead, batch_size = 20, 128
     visible = 0  # last words that are seen; 0: all
     lr = property(lambda self: self.p.lr)
-    every = property(lambda self: max(1, self.steps // 12))
+    every = property(lambda self: max(5, self.steps // 12))
     vectorize = property(lambda self: self.p.body == "mlp")
 
     def bind(self, seed):
@@ -128,7 +128,8 @@ class Trained(Task):
         q, many = self.probes, len(self.corpus.classes) * self.p.points
         first = q.draws[0].repeat(-(-many // len(q.draws[0])))[:many]  # of one size in all members: some twice, where a class is rare
         looked = q.contexts[first], q.roles[first], q.topics[first]
-        return Reader(self.corpus.size, self.p.context, self.p.layers, self.p.body, self.visible, self.vectors(), looked)
+        return Reader(self.corpus.size, self.p.context, self.p.layers, self.p.body, self.visible, self.vectors(), looked,
+                      self.corpus.classes)  # fmt: skip
 
     def block(self, net, rng, step, n):
         at = torch.randint(data.LONGEST, len(self.stream), (n, self.batch_size), generator=rng).to(self.stream.device)
@@ -140,6 +141,10 @@ class Trained(Task):
 
     def loss(self, net, context, word):
         return cross_entropy(net(context), word)
+
+    def schedule(self, step, steps):
+        """Half a cosine from 1 to 0, so that the last steps settle."""
+        return (1 + math.cos(math.pi * step / steps)) / 2
 
     def metrics(self, net):
         """GDV of each layer by next class and, in the last, by topic, on one balanced draw; perplexity on the test text."""
