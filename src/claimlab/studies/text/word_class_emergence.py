@@ -50,7 +50,7 @@ class Params:
     steps: int = knob(1200, "optimiser steps", low=0, high=20000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(words=100, tokens=4000, points=30, steps=40, seeds=2)
-    FULL = dict(text="english", body="lstm", steps=4000)
+    FULL = dict(text="english", body="lstm", steps=3000)
     CONTROL = Control(
         set=dict(ambiguity=0.0, topic_strength=0.0), vanishes=("more-than-last-word",),
         why="Where every word has one class and no topic runs through the text, the last word says nearly all there is to know about "
