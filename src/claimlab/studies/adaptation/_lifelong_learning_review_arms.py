@@ -127,12 +127,14 @@ class Arm:
 
 
 class Swept(Course):
-    """Settings side by side on the stream that the knob names, for the first three seeds; one tick at the end."""
+    """Settings side by side on two streams, for the first two seeds; one tick at the end, with metrics as `permuted: 100: old`."""
+
+    streams = ("permuted", "new_classes")
 
     def __init__(self, name, method, params, seeds, settings: Mapping[str, Mapping[str, float]]):
-        few = list(seeds)[:3]
-        self.settings, self.everyone = settings, len(seeds)
-        cases = [Case(seed, params.stream, **values) for seed in few for values in settings.values()]
+        few, self.everyone = list(seeds)[:2], len(seeds)
+        self.labels = [f"{which}: {label}" for which in self.streams for label in settings]
+        cases = [Case(seed, which, **values) for seed in few for which in self.streams for values in settings.values()]
         super().__init__(name, method, params, few, cases)
 
     def stepwise(self):
@@ -143,9 +145,9 @@ class Swept(Course):
         found = [{} for _ in range(self.everyone)]
         for k, net in enumerate(self.run.members if self.over else ()):
             scores, sizes = net.scores.double().cpu().numpy(), self.run.tasks[k].data.sizes.numpy()
-            place, name = k // self.shown, list(self.settings)[k % self.shown]
-            found[place][f"{name}: old"] = float(np.average(scores[-1, :-1], weights=sizes[:-1]))
-            found[place][f"{name}: new"] = float(np.mean([scores[t, t - 1] for t in range(2, len(sizes) + 1)]))
+            place, label = k // self.shown, self.labels[k % self.shown]
+            found[place][f"{label}: old"] = float(np.average(scores[-1, :-1], weights=sizes[:-1]))
+            found[place][f"{label}: new"] = float(np.mean([scores[t, t - 1] for t in range(2, len(sizes) + 1)]))
         return replace(tick, metrics=found, losses=None, diverged=())
 
 

@@ -112,7 +112,8 @@ def price(lab) -> go.Figure:
             figure.add_scatter(x=[size], y=[omega.mean()], mode="markers", marker=dict(color=COLOURS[arm], size=11), error_y=bar,
                                name=NAMES[arm], legendgroup=arm, showlegend=arm not in named, row=1, col=column)  # fmt: skip
             named.add(arm)
-    figure.update_xaxes(type="log", title_text="numbers kept", tickvals=[1e3, 1e4, 1e5, 1e6, 1e7], exponentformat="power")
+    ticks = {1e3: "1k", 1e4: "10k", 1e5: "100k", 1e6: "1M", 1e7: "10M"}
+    figure.update_xaxes(type="log", title_text="numbers kept", tickvals=list(ticks), ticktext=list(ticks.values()))
     figure.update_yaxes(title_text="Ω all (joint training is 1)", col=1)
     figure.add_hline(y=1, line=dict(color=INK, dash="dot", width=1))
     plain = _mean(lab, "finetune", "stored_classes")
@@ -122,24 +123,37 @@ def price(lab) -> go.Figure:
 
 
 def dilemma(lab) -> go.Figure:
-    """Accuracy on new against old tasks while lambda, or the size of the rehearsal memory, is swept."""
-    figure = go.Figure()
-    best = {}
-    swept = {"lambda_sweep": ("EWC, labelled with λ", BLUE), "memory_sweep": ("rehearsal, labelled with examples", OTHERS[3])}
-    for arm, (name, colour) in swept.items():
-        settings = [f"{value:g}" for value in lab.study.module.ARMS[arm].grid]
-        new, old = ([100 * _last(lab, arm, f"{s}: {which}") for s in settings] for which in ("new", "old"))
-        for k in range(len(new[0])):
-            figure.add_scatter(x=[v[k] for v in new], y=[v[k] for v in old], mode="lines", line=dict(color=faded(colour, 0.35), width=1),
-                               showlegend=False, hoverinfo="skip")  # fmt: skip
-        x, y = ([v.mean() for v in side] for side in (new, old))
-        figure.add_scatter(x=x, y=y, mode="lines+markers+text", text=settings, textposition="top right", name=name,
-                           line=dict(color=colour, width=2.5), marker=dict(color=colour, size=9))  # fmt: skip
-        best[arm] = max(min(pair) for pair in zip(x, y, strict=True))
-    title = (f"Stream of {SAID[lab.params.stream]}: the best λ leaves {best['lambda_sweep']:.0f} % on the worse of old and new tasks, the "
-             f"best memory {best['memory_sweep']:.0f} %")  # fmt: skip
-    style(figure, title, x="accuracy on each task right after it was learnt [%]", y="accuracy on old tasks at the end [%]", height=480)
-    return figure.update_xaxes(range=[-5, 108]).update_yaxes(range=[-5, 108])
+    """Accuracy on new against old tasks while lambda, or the size of the rehearsal memory, is swept; a panel a stream."""
+    streams = lab.arms["lambda_sweep"].streams
+    figure = make_subplots(1, len(streams), subplot_titles=[SAID[which] for which in streams], shared_yaxes=True, horizontal_spacing=0.04)
+    swept, said = {"lambda_sweep": ("EWC, labelled with λ", BLUE), "memory_sweep": ("rehearsal, labelled with examples", OTHERS[3])}, []
+    for column, which in enumerate(streams, 1):
+        best = []
+        for arm, (name, colour) in swept.items():
+            settings, at = [f"{value:g}" for value in lab.study.module.ARMS[arm].grid], dict(row=1, col=column)
+            x, y = ([100 * _last(lab, arm, f"{which}: {s}: {side}") for s in settings] for side in ("new", "old"))
+            for k in range(len(x[0])):
+                figure.add_scatter(x=[v[k] for v in x], y=[v[k] for v in y], mode="lines", line=dict(color=faded(colour, 0.35), width=1),
+                                   showlegend=False, hoverinfo="skip", **at)  # fmt: skip
+            x, y = ([float(v.mean()) for v in side] for side in (x, y))
+            pen = dict(line=dict(color=colour, width=2.5), marker=dict(color=colour, size=9))
+            figure.add_scatter(x=x, y=y, mode="lines+markers+text", text=_apart(settings, x, y), textposition="middle left",
+                               name=name, showlegend=column == 1, **pen, **at)  # fmt: skip
+            best.append(max(min(pair) for pair in zip(x, y, strict=True)))
+        said.append(f"{best[0]:.0f} % for EWC and {best[1]:.0f} % for rehearsal ({SAID[which]})")
+    style(figure, "The worse of old and new accuracy, at the best setting: " + ", ".join(said), y="old tasks at the end [%]", height=480)
+    figure.update_xaxes(range=[-5, 108], title_text="each task right after it was learnt [%]").update_yaxes(range=[-5, 108])
+    return figure.update_yaxes(title_text="", col=2)
+
+
+def _apart(labels: list[str], x: list[float], y: list[float]) -> list[str]:
+    """Labels of points, where those that would lie on one another stand as one: `1 to 100`."""
+    found, first = [""] * len(labels), 0
+    for k in range(len(labels)):
+        if abs(x[k] - x[first]) > 6 or abs(y[k] - y[first]) > 6:
+            first = k
+        found[first] = labels[k] if k == first else f"{labels[first]} to {labels[k]}"
+    return [f"{label}  " if label else "" for label in found]
 
 
 def distance(lab) -> go.Figure:
@@ -148,7 +162,7 @@ def distance(lab) -> go.Figure:
     for arm in ("finetune", "ewc"):
         for side, dash, words in (("high", "solid", "the tenth with most information"), ("low", "dot", "the half with least")):
             values = _curve(lab, arm, f"{which}: moved_{side}")
-            middle = values.mean(axis=1)
+            middle = values.median(axis=1)  # distances differ by powers of ten between seeds
             ends[arm, side] = middle.iloc[-1]
             for seed in values:
                 figure.add_scatter(x=values.index, y=values[seed], mode="lines", line=dict(color=COLOURS[arm], width=0.8, dash=dash),
@@ -158,8 +172,8 @@ def distance(lab) -> go.Figure:
     shares = [ends["ewc", side] / ends["finetune", side] for side in ("high", "low")]
     title = (f"Stream of {SAID[which]}: EWC moves important weights {shares[0]:.2f} times as far as plain training does, unimportant ones "
              f"{shares[1]:.2f} times")  # fmt: skip
-    figure.update_yaxes(type="log", exponentformat="power")
-    return style(figure, title, x="optimiser step", y="root mean square distance from θ* of task 1", height=460)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    return style(figure, title, x="optimiser step", y="distance from θ* of task 1 (rms)", height=460)
 
 
 # ---- live views: one network as it is now. It carries its seed and stream, from which its data follow
