@@ -228,7 +228,8 @@ def test_the_penalty_is_the_sum_of_squared_weights_of_all_layers():
     free = own.Networks(make(**TINY)).bind(0).loss(net, *batch)
     theirs = sum(nn.functional.cross_entropy(net.layers(batch[0])[-1][k], batch[1][k]) for k in range(2))
     assert free.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert (task.loss(net, *batch) - free).item() == pytest.approx(0.03 * sum(float((w.detach() ** 2).sum()) for w in net.weights()), rel=1e-4)
+    squares = sum(float((w.detach() ** 2).sum()) for w in net.weights())
+    assert (task.loss(net, *batch) - free).item() == pytest.approx(0.03 * squares, rel=1e-4)
 
 
 def test_training_does_not_depend_on_company_stacking_or_a_pause():

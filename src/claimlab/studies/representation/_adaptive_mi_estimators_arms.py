@@ -108,9 +108,9 @@ def edges(values: np.ndarray, bins: int, binning: str, span: np.ndarray | None,
     return method.equal_edges(*span, bins), None
 
 
-def measure(net: Crowd, x: Tensor, y: np.ndarray, t: int, p, binning: str, known: Sequence[int]) -> None:
-    """Write row t of the path by bins. `known` are the measurements whose range counts for the whole run."""
-    span = None if binning == "adaptive" else spans(net, x, known if binning == "fixed_run" else [t])
+def measure(net: Crowd, x: Tensor, y: np.ndarray, t: int, p, binning: str, span: np.ndarray | None = None) -> None:
+    """Write row t of the path by bins, fixed ones on the ranges `span` [K, L, 2], without one on those of this moment."""
+    span = spans(net, x, [t]) if span is None and binning != "adaptive" else span
     for layer, every in enumerate(activity(net, x, t)):
         for k, values in enumerate(every):
             cuts, own = edges(values, p.bins, binning, None if span is None else span[k, layer], net.activation)
@@ -184,6 +184,7 @@ class Look(Stepwise):
         self.members = [net.first(FEW) for net in before.members]
         self.times, self.chosen = before.times, list(range(len(before.times)))
         self.total, self.step, self.seconds = len(before.times), 0, 0.0
+        self.ranges: dict[int, np.ndarray] = {}  # of each member over the whole run
         self.clear()
 
     def clear(self) -> None:
@@ -192,7 +193,9 @@ class Look(Stepwise):
 
     def write(self, net: Crowd, task, t: int) -> None:
         """Row t of the path."""
-        measure(net, task.x, task.labels, t, self.p, "fixed_run", self.chosen)
+        if id(net) not in self.ranges:
+            self.ranges[id(net)] = spans(net, task.x, self.chosen)
+        measure(net, task.x, task.labels, t, self.p, "fixed_run", self.ranges[id(net)])
 
     @property
     def budget(self) -> dict[str, float]:

@@ -15,7 +15,8 @@ from claimlab.studies.representation import _adaptive_mi_estimators_method as me
 
 LAYERS = (BLUE, *OTHERS[:4])
 SHOWN = 3  # the hidden layer whose histogram is drawn, as in the claim on fixed bins
-DRAWS = 1000
+DRAWS = 500
+ASIDE = ((10, -10), (0, 13), (-6, -14), (0, -14), (0, -14))  # where a layer's number stands, so that early layers do not collide
 
 
 def figures(lab) -> dict[str, go.Figure]:
@@ -64,7 +65,8 @@ def _plane(fig: go.Figure, members, steps: list[int], column: int | None = None)
                     showscale=layer == 0 and column in (None, 1), line=dict(color=INK, width=0.5))  # fmt: skip
         told = f"layer {layer + 1}, step %{{customdata}}: %{{x:.2f}}, %{{y:.2f}} bit<extra></extra>"
         fig.add_scatter(x=x, y=y, mode="markers", marker=look, customdata=at, showlegend=False, hovertemplate=told, **place)
-        fig.add_annotation(x=x[-1], y=y[-1], text=f"<b>{layer + 1}</b>", showarrow=False, yshift=-13, **place)
+        right, up = ASIDE[min(layer, len(ASIDE) - 1)]
+        fig.add_annotation(x=x[-1], y=y[-1], text=f"<b>{layer + 1}</b>", showarrow=False, xshift=right, yshift=up, **place)
 
 
 def planes(lab) -> go.Figure:
@@ -74,9 +76,9 @@ def planes(lab) -> go.Figure:
     for column, arm in enumerate(chosen, 1):
         _plane(fig, lab.arms[arm].members, lab.arms["relu_population"].times, column)
     lost = ", ".join(f"{name_of(lab, arm)} {score(lab.arms[arm].members)[:, -1].mean():.0%}" for arm in chosen)
-    style(fig, f"Under {_ruler(lab.params)} the last hidden layer gives back this much of its peak I(T; X): {lost}", height=470,
+    style(fig, f"What the last hidden layer has lost of its peak of I(T; X), by {_ruler(lab.params)}: {lost}", height=470,
           x="I(T; X) [bit]")  # fmt: skip
-    return fig.update_yaxes(title_text="I(T; Y) [bit]", col=1).update_layout(margin_b=70)
+    return _same_axes(fig, lab)
 
 
 def _ruler(p) -> str:
@@ -92,7 +94,13 @@ def rulers(lab) -> go.Figure:
     found = ", ".join(f"{name} {score(lab.arms[arm].members)[:, -1].mean():.0%}" for arm, name in chosen.items())
     style(fig, f"The same {name_of(lab, 'relu_ebab')} networks under three rulers; compression of the last hidden layer: {found}",
           height=470, x="I(T; X) [bit]")  # fmt: skip
-    return fig.update_yaxes(title_text="I(T; Y) [bit]", col=1).update_layout(margin_b=70)
+    return _same_axes(fig, lab)
+
+
+def _same_axes(fig: go.Figure, lab) -> go.Figure:
+    ceiling = math.log2(len(lab.arms["relu_population"].tasks[0].x))
+    fig.update_xaxes(range=[-0.4, 1.08 * ceiling]).update_yaxes(title_text="I(T; Y) [bit]", col=1)
+    return fig.update_layout(margin_b=70)
 
 
 def paths(lab) -> go.Figure:
@@ -204,8 +212,10 @@ def generalisation(lab) -> go.Figure:
                     error_y=dict(array=high - value, arrayminus=value - low, color=BLUE))  # fmt: skip
     for y, dash in ((0, "solid"), (0.2, "dash")):
         fig.add_hline(y=y, line=dict(color=INK, width=1, dash=dash), row=1, col=2)
-    style(fig, f"Compression of the last hidden layer against held-out accuracy over {len(c)} networks: Spearman {value[-1]:+.2f} "
-          f"[{low[-1]:+.2f}, {high[-1]:+.2f}]", height=440)  # fmt: skip
+    speaks = c[:, -1] < 1
+    without = arms.rank_correlation(c[speaks, -1], accuracy[speaks])
+    style(fig, f"Compression of the last hidden layer and held-out accuracy of {len(c)} networks: Spearman {value[-1]:+.2f} "
+          f"[{low[-1]:+.2f}, {high[-1]:+.2f}]; {without:+.2f} without the {(~speaks).sum()} that have gone silent", height=440)  # fmt: skip
     fig.update_xaxes(title_text="compression c of hidden layer 5", tickformat=".0%", row=1, col=1)
     fig.update_yaxes(title_text="held-out accuracy at the end", row=1, col=1)
     fig.update_xaxes(title_text="hidden layer", dtick=1, range=[0.5, len(value) + 0.5], row=1, col=2)

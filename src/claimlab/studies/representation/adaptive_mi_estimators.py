@@ -137,9 +137,10 @@ class Networks(Task):
             net.film[t] = net.theta
             right = (net.layers(self.x)[-1].argmax(-1) == self.y).float()
             net.accuracy[t] = right.gather(1, self.held).mean(1)
-        again = range(t + 1) if over and self.p.binning == "fixed_run" else [t]
-        for one in again:
-            arms.measure(net, self.x, self.labels, one, self.p, self.p.binning, range(t + 1))
+        whole = self.p.binning == "fixed_run"
+        span = arms.spans(net, self.x, range(t + 1)) if whole else None
+        for one in range(t + 1) if over and whole else [t]:
+            arms.measure(net, self.x, self.labels, one, self.p, self.p.binning, span)
 
     def metrics(self, net):
         return arms.summary(net, population=self.population)
