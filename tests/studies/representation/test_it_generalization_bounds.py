@@ -199,6 +199,9 @@ def test_both_shapes_have_twelve_weights_and_only_ties_break_the_symmetry():
     wide, deep = (method.functions(shape, x) for shape in (arms.WIDE, arms.DEEP))
     assert (wide[0][:, opposite] == -wide[0]).all() and len(wide[0]) == 2**4  # all odd functions of three signs
     assert (deep[0][:, opposite] != -deep[0]).any() and wide[1].sum() == pytest.approx(1)
+    for seed in range(5):  # a linear form is odd: the wide shape holds it, and the notebook says so
+        held = [(answers == data.teacher(seed)).all(1).any() for answers, _ in (wide, deep)]
+        assert held == [True, False]
 
 
 def test_the_gap_is_the_symmetrised_information_over_gamma():
