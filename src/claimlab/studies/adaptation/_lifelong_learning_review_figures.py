@@ -126,34 +126,37 @@ def dilemma(lab) -> go.Figure:
     """Accuracy on new against old tasks while lambda, or the size of the rehearsal memory, is swept; a panel a stream."""
     streams = lab.arms["lambda_sweep"].streams
     figure = make_subplots(1, len(streams), subplot_titles=[SAID[which] for which in streams], shared_yaxes=True, horizontal_spacing=0.04)
-    swept, said = {"lambda_sweep": ("EWC, labelled with λ", BLUE), "memory_sweep": ("rehearsal, labelled with examples", OTHERS[3])}, []
+    swept, said = {"lambda_sweep": ("EWC, labelled with λ", BLUE, "left"),
+                   "memory_sweep": ("rehearsal, labelled with examples", OTHERS[3], "right")}, []  # fmt: skip
     for column, which in enumerate(streams, 1):
         best = []
-        for arm, (name, colour) in swept.items():
+        for arm, (name, colour, side) in swept.items():
             settings, at = [f"{value:g}" for value in lab.study.module.ARMS[arm].grid], dict(row=1, col=column)
-            x, y = ([100 * _last(lab, arm, f"{which}: {s}: {side}") for s in settings] for side in ("new", "old"))
+            x, y = ([100 * _last(lab, arm, f"{which}: {s}: {part}") for s in settings] for part in ("new", "old"))
             for k in range(len(x[0])):
                 figure.add_scatter(x=[v[k] for v in x], y=[v[k] for v in y], mode="lines", line=dict(color=faded(colour, 0.35), width=1),
                                    showlegend=False, hoverinfo="skip", **at)  # fmt: skip
-            x, y = ([float(v.mean()) for v in side] for side in (x, y))
+            x, y = ([float(v.mean()) for v in part] for part in (x, y))
             pen = dict(line=dict(color=colour, width=2.5), marker=dict(color=colour, size=9))
-            figure.add_scatter(x=x, y=y, mode="lines+markers+text", text=_apart(settings, x, y), textposition="middle left",
+            figure.add_scatter(x=x, y=y, mode="lines+markers+text", text=_apart(settings, x, y), textposition=f"middle {side}",
                                name=name, showlegend=column == 1, **pen, **at)  # fmt: skip
             best.append(max(min(pair) for pair in zip(x, y, strict=True)))
         said.append(f"{best[0]:.0f} % for EWC and {best[1]:.0f} % for rehearsal ({SAID[which]})")
     style(figure, "The worse of old and new accuracy, at the best setting: " + ", ".join(said), y="old tasks at the end [%]", height=480)
-    figure.update_xaxes(range=[-5, 108], title_text="each task right after it was learnt [%]").update_yaxes(range=[-5, 108])
-    return figure.update_yaxes(title_text="", col=2)
+    figure.update_xaxes(range=[-5, 138], tickvals=[0, 25, 50, 75, 100], title_text="each task right after it was learnt [%]")
+    return figure.update_yaxes(range=[-5, 108]).update_yaxes(title_text="", col=2)
 
 
 def _apart(labels: list[str], x: list[float], y: list[float]) -> list[str]:
     """Labels of points, where those that would lie on one another stand as one: `1 to 100`."""
-    found, first = [""] * len(labels), 0
-    for k in range(len(labels)):
-        if abs(x[k] - x[first]) > 6 or abs(y[k] - y[first]) > 6:
+    found, first = [*labels[:1], *[""] * (len(labels) - 1)], 0
+    for k in range(1, len(labels)):
+        if abs(x[k] - x[first]) > 14 or abs(y[k] - y[first]) > 6:
             first = k
-        found[first] = labels[k] if k == first else f"{labels[first]} to {labels[k]}"
-    return [f"{label}  " if label else "" for label in found]
+        else:
+            found[k - 1] = ""
+        found[k] = labels[k] if k == first else f"{labels[first]} to {labels[k]}"
+    return [f"  {label}  " if label else "" for label in found]
 
 
 def distance(lab) -> go.Figure:

@@ -43,7 +43,7 @@ class Params:
     steps: int = knob(100, "optimiser steps on the new data of each task", low=5, high=2000, unit="steps a task")
     images: str = knob("digits", "1,797 digits of 8 x 8 pixels, or 3,000 of 28 x 28", choices=("digits", "mnist"))
     seeds: int = knob(5, "independent repetitions: split, class order, permutations, weights", low=2, high=64)
-    SMOKE = dict(tasks=2, steps=10, seeds=2)
+    SMOKE = dict(tasks=2, steps=10, width=16, seeds=2)
     FULL = dict(images="mnist", tasks=10)
     CONTROL = Control(
         set=dict(similarity=1.0), vanishes=("catastrophic-forgetting", "regularisation-helps-permutation"),
