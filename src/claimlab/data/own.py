@@ -64,3 +64,37 @@ def arrays(path: str | Path, names: Sequence[str], wanted: str = "",
             return [held[name] for name in names]
         except ValueError as error:
             raise ValueError(f"{file.name}: {told} must be plain numbers: {error}") from None
+
+
+def labelled_table(path: str | Path, least: int = 40, most: int = 20_000, features: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [N, D] and labels [N] of a CSV in UTF-8 with a column `label` and numbers in all others.
+
+    ValueError names the file, what is wrong and what is allowed: `least` to `most` rows, at most `features` columns of finite
+    numbers, two classes or more with at least ten rows each. Labels may be words; they are numbered in sorted order.
+    """
+    import pandas as pd
+
+    file = Path(path)
+    if not file.is_file() or file.suffix.lower() != ".csv":
+        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a .csv file")
+    try:
+        table = pd.read_csv(file, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    if "label" not in table or table.shape[1] < 2:
+        raise ValueError(f"{file.name} needs a column label and one column of numbers or more; it has {', '.join(table.columns)}")
+    if not least <= len(table) <= most or table.shape[1] - 1 > features:
+        raise ValueError(f"{file.name} has {len(table)} rows of {table.shape[1] - 1} numbers; {least} to {most:,} rows and at "
+                         f"most {features} numbers are allowed")  # fmt: skip
+    x = table.drop(columns="label")
+    if words := [name for name in x if x[name].dtype.kind not in "iuf"]:
+        raise ValueError(f"{file.name}: the column {words[0]} holds other things than numbers; only label may")
+    if bad := (~np.isfinite(x.to_numpy(float))).any(1).nonzero()[0].tolist():
+        raise ValueError(f"{file.name}: row {bad[0] + 1} holds a number that is missing or not finite ({len(bad)} such rows)")
+    if table["label"].isna().any():
+        raise ValueError(f"{file.name}: row {int(table['label'].isna().argmax()) + 1} has no label")
+    names, y, count = np.unique(table["label"].astype(str), return_inverse=True, return_counts=True)
+    if len(names) < 2 or count.min() < 10:
+        said = ", ".join(f"{n} ({c})" for n, c in list(zip(names, count, strict=True))[:8])
+        raise ValueError(f"{file.name} has the labels {said}; two or more with at least ten rows each are needed")
+    return x.to_numpy(float), y.astype(np.int64)

@@ -325,7 +325,7 @@ def test_a_table_of_ones_own_takes_the_place_of_the_mixture(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("rows", "head", "told"), [
-    (GOOD[:399], "a,b,label", "399 rows; at least 400"),
+    (GOOD[:399], "a,b,label", "399 rows of 2 numbers; 400 to 20,000 rows"),
     (GOOD, "a,b,kind", "needs a column label"),
     ([*GOOD, "3,tall,left"], "a,b,label", "column b holds other things than numbers"),
     ([*GOOD, "3,,left"], "a,b,label", "row 421 holds a number that is missing"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from claimlab import data
-from claimlab.studies.representation import _principles_data as tables
+from claimlab.data.own import labelled_table
 
 DIMENSION, DISTANCE = 20, 2.0  # of the mixture: inputs, and |mu| in units of the noise's deviation
 LEAST = 400  # rows of a table of one's own
@@ -79,10 +79,7 @@ def own() -> str:
 def load_table(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Numbers [N, D] and labels [N] of a .csv with a column `label` and finite numbers in all others, two classes or more, at
     least 400 rows. ValueError names the file, what is wrong and what is allowed."""
-    x, y = tables.load_table(path)
-    if len(x) < LEAST:
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which has {len(x)} rows; at least {LEAST} are needed, half of them as fresh data")
-    return x, y
+    return labelled_table(path, least=LEAST)
 
 
 # ---- the Gibbs data sets

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from claimlab import data
+from claimlab.data.own import labelled_table as load_table
 
 HELD = 500 / 1797  # share of the rows that is tested: 500 of the 1,797 digits
-LEAST, MOST, FEATURES = 40, 20_000, 512
 
 
 @dataclass(frozen=True)
@@ -40,38 +38,6 @@ def rows(path: str) -> tuple[np.ndarray, np.ndarray]:
         return load_table(path)
     x, y = data.digits()
     return x.reshape(len(x), -1).astype(float), y
-
-
-def load_table(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers [N, D] and labels [N] of a CSV in UTF-8 with a column `label` and numbers in all others.
-
-    ValueError names the file, what is wrong and what is allowed: 40 to 20,000 rows, at most 512 columns of finite numbers, two
-    classes or more with at least ten rows each. Labels may be words; they are numbered in sorted order.
-    """
-    file = Path(path)
-    if not file.is_file() or file.suffix.lower() != ".csv":
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a .csv file")
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
-    if "label" not in table or table.shape[1] < 2:
-        raise ValueError(f"{file.name} needs a column label and one column of numbers or more; it has {', '.join(table.columns)}")
-    if not LEAST <= len(table) <= MOST or table.shape[1] - 1 > FEATURES:
-        raise ValueError(f"{file.name} has {len(table)} rows of {table.shape[1] - 1} numbers; {LEAST} to {MOST:,} rows and at "
-                         f"most {FEATURES} numbers are allowed")  # fmt: skip
-    x = table.drop(columns="label")
-    if words := [name for name in x if x[name].dtype.kind not in "iuf"]:
-        raise ValueError(f"{file.name}: the column {words[0]} holds other things than numbers; only label may")
-    if bad := (~np.isfinite(x.to_numpy(float))).any(1).nonzero()[0].tolist():
-        raise ValueError(f"{file.name}: row {bad[0] + 1} holds a number that is missing or not finite ({len(bad)} such rows)")
-    if table["label"].isna().any():
-        raise ValueError(f"{file.name}: row {int(table['label'].isna().argmax()) + 1} has no label")
-    names, y, count = np.unique(table["label"].astype(str), return_inverse=True, return_counts=True)
-    if len(names) < 2 or count.min() < 10:
-        said = ", ".join(f"{n} ({c})" for n, c in list(zip(names, count, strict=True))[:8])
-        raise ValueError(f"{file.name} has the labels {said}; two or more with at least ten rows each are needed")
-    return x.to_numpy(float), y.astype(np.int64)
 
 
 @lru_cache(maxsize=32)
