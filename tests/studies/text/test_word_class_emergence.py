@@ -337,11 +337,11 @@ def test_fixed_vectors_stay_and_the_untrained_network_is_the_start():
 
 def test_in_a_first_order_text_the_last_word_says_it_all():
     """No ambiguity, no topics: trained and one_word_context come out alike, near the optimum of the grammar's matrix."""
-    p = STUDY.make(dict(words=100, tokens=12000, steps=220, ambiguity=0.0, topic_strength=0.0, seeds=2))
+    p = STUDY.make(dict(words=60, tokens=20000, points=20, steps=160, lr=0.01, ambiguity=0.0, topic_strength=0.0, seeds=2))
     lab = Experiment(STUDY, p, arms=["trained", "one_word_context", "trigram"]).run()
     rows = lab.table[lab.table["metric"] == "next_class_probe_accuracy"].groupby("arm")["value"].mean()
-    noise = 3 * math.sqrt(0.25 / 4000)
-    assert abs(rows["trained"] - rows["one_word_context"]) < noise + 0.02
+    noise = 3 * math.sqrt(0.25 / 6000)  # two seeds, 3,000 contexts each
+    assert abs(rows["trained"] - rows["one_word_context"]) < 0.03  # nine words cost a little: there is more to fit
     assert rows["one_word_context"] == pytest.approx(grammar.best_accuracy(), abs=noise)
     assert rows["trigram"] == pytest.approx(grammar.best_accuracy(), abs=noise)
 
@@ -389,7 +389,8 @@ def test_own_text_is_read_tagged_and_split(folder, monkeypatch):
     monkeypatch.setenv("CLAIMLAB_DATA", str(folder))
     text = data.corpus(1, params(vocabulary=100))
     assert text.classes == ("adjective", "adverb", "determiner", "noun", "preposition", "pronoun", "verb")
-    assert len(text.train[0]) == pytest.approx(4 * len(text.test[0]), rel=0.03)
+    assert len(text.train[0]) + len(text.test[0]) == 52_000
+    assert len(text.train[0]) == pytest.approx(4 * len(text.test[0]), rel=0.1)
     assert set(text.test[2].tolist()) == {0, 1} and text.size == 102
     assert [text.words[w] for w in text.test[0][:3]] == data.own(str(folder))[0][0][1][1000:1003]
     rows = [(w, "A" if w in ("the", "a") else "B") for _, one in data.own(str(folder))[0] for w in one]
@@ -415,7 +416,7 @@ def test_own_text_that_does_not_fit_is_refused(folder, spoil, said):
 
 def test_a_class_with_too_few_contexts_is_refused(folder):
     flat = data.own(str(folder))[0]
-    rows = [(w, "rare" if k < 300 else "common") for k, w in enumerate(w for _, one in flat for w in one)]
+    rows = [(w, "rare" if k < 60 else "common") for k, w in enumerate(w for _, one in flat for w in one)]
     (folder / "tags.tsv").write_text("\n".join("\t".join(row) for row in rows))
     with pytest.raises(ValueError, match="'rare' has .* test contexts"):
         data._prose(str(folder), 100, 0)

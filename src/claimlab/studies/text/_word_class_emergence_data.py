@@ -145,8 +145,9 @@ def own(path: str) -> tuple[list[tuple[str, list[str]]], list[str] | None]:
 
 def _tags(table: Path, flat: list[str]) -> list[str]:
     rows = list(csv.reader(own_text(table, least=0, kinds=(1, 10_000)).splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    if wrong := next((k for k, row in enumerate(rows) if len(row) != 2), None):
-        raise ValueError(f"{table.name}: line {wrong + 1} has {len(rows[wrong])} columns; each has a token, a tab and a tag")
+    for k, row in enumerate(rows):
+        if len(row) != 2:
+            raise ValueError(f"{table.name}: line {k + 1} has {len(row)} columns; each has a token, a tab and a tag")
     if len(rows) != len(flat):
         raise ValueError(f"{table.name} has {len(rows):,} lines for {len(flat):,} tokens; there must be one for each token")
     for k, (row, word) in enumerate(zip(rows, flat, strict=True)):
