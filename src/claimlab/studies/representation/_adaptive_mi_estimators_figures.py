@@ -12,6 +12,7 @@ from claimlab.figures import BLUE, GREY, INK, OTHERS, faded, style
 from claimlab.studies.representation import _adaptive_mi_estimators_arms as arms
 from claimlab.studies.representation import _adaptive_mi_estimators_data as data
 from claimlab.studies.representation import _adaptive_mi_estimators_method as method
+from claimlab.studies.representation import adaptive_mi_estimators as study
 
 LAYERS = (BLUE, *OTHERS[:4])
 SHOWN = 3  # the hidden layer whose histogram is drawn, as in the claim on fixed bins
@@ -169,7 +170,7 @@ def regularised(lab) -> go.Figure:
     """Compression by layer, with and without the penalty: a box and a point for each network."""
     fig, means = go.Figure(), {}
     for arm, name, colour in (("relu_ebab", f"{name_of(lab, 'relu_ebab')}, L2 = {lab.params.l2:g}", GREY),
-                              ("relu_l2_ebab", f"{name_of(lab, 'relu_l2_ebab')}, L2 = 0.005", BLUE)):  # fmt: skip
+                              ("relu_l2_ebab", f"{name_of(lab, 'relu_l2_ebab')}, L2 = {study.L2:g}", BLUE)):  # fmt: skip
         c = score(lab.arms[arm].members)
         means[arm] = c.mean()
         fig.add_box(x=np.tile(np.arange(1, c.shape[1] + 1), len(c)), y=c.ravel(), name=f"{name} (n = {len(c)})", boxpoints="all",
