@@ -362,6 +362,15 @@ def test_smoke_has_all_metrics_figures_and_views(smoke):
     assert {t.name for t in clouds} == set(grammar.CLASSES)
 
 
+def test_a_finished_run_is_restored_from_its_state(smoke):
+    other = Experiment(STUDY, smoke.params)
+    other.load(smoke.state())
+    for arm in ("trained", "untrained"):
+        found, told = (torch.cat([w.flatten() for w in lab.arms[arm].members[1].parameters()]) for lab in (smoke, other))
+        assert torch.equal(found, told)
+    assert other.table.equals(smoke.table)
+
+
 def test_the_control_takes_ambiguity_and_topics_away():
     assert STUDY.control.vanishes == ("more-than-last-word",)
     p = STUDY.make(TINY | STUDY.control.set)

@@ -177,10 +177,10 @@ def confusion(lab) -> go.Figure:
 def contexts_view(net, params) -> go.Figure:
     """Contexts on the two leading principal components of every layer, coloured by the next word's class."""
     layers = activations(net)
-    some = np.arange(0, len(layers[0]), 2)
+    some = np.arange(0, len(layers[0]), 3)
     roles, names = net.roles.cpu().numpy()[some], layer_names(len(layers))
     across = 2 if len(layers) > 1 else 1
-    fig = make_subplots(-(-len(layers) // across), across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.1)
+    fig = make_subplots(-(-len(layers) // across), across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.3 / max(2, -(-len(layers) // across)))
     for k, x in enumerate(layers):
         cloud(fig, components(x[some]), roles, net.classes, legend=k == 0, row=k // across + 1, col=k % across + 1)
     score = float(method.gdv(torch.from_numpy(layers[-1][some]), torch.from_numpy(roles)))
@@ -192,6 +192,8 @@ def components(x: np.ndarray) -> np.ndarray:
     """Coordinates [N, 2] of points [N, D] on their two leading principal components."""
     from scipy.linalg import eigh
 
+    if len(x) < x.shape[1]:
+        return method.scaling(x)  # the same by the smaller matrix: scaling of Euclidean distances gives principal components
     centred = x - x.mean(0)
     square = centred.T @ centred
     axes = eigh(square, subset_by_index=[len(square) - 2, len(square) - 1])[1][:, ::-1]

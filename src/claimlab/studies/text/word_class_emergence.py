@@ -144,7 +144,7 @@ class Trained(Task):
 
     def schedule(self, step, steps):
         """Half a cosine from 1 to 0, so that the last steps settle."""
-        return (1 + math.cos(math.pi * step / steps)) / 2
+        return (1 + math.cos(math.pi * step / max(steps, 1))) / 2
 
     def metrics(self, net):
         """GDV of each layer by next class and, in the last, by topic, on one balanced draw; perplexity on the test text."""
