@@ -180,11 +180,12 @@ def contexts_view(net, params) -> go.Figure:
     some = np.arange(0, len(layers[0]), 3)
     roles, names = net.roles.cpu().numpy()[some], layer_names(len(layers))
     across = 2 if len(layers) > 1 else 1
-    fig = make_subplots(-(-len(layers) // across), across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.3 / max(2, -(-len(layers) // across)))
+    down = -(-len(layers) // across)
+    fig = make_subplots(down, across, subplot_titles=names, horizontal_spacing=0.08, vertical_spacing=0.3 / max(2, down))
     for k, x in enumerate(layers):
         cloud(fig, components(x[some]), roles, net.classes, legend=k == 0, row=k // across + 1, col=k % across + 1)
     score = float(method.gdv(torch.from_numpy(layers[-1][some]), torch.from_numpy(roles)))
-    style(fig, f"Contexts by the class of the word to come; GDV of the last layer is {score:.2f}", height=180 + 250 * -(-len(layers) // 2))
+    style(fig, f"Contexts by the class of the word to come; GDV of the last layer is {score:.2f}", height=180 + 250 * down)
     return fig.update_xaxes(showticklabels=False, title_text="component 1").update_yaxes(showticklabels=False, title_text="component 2")
 
 
