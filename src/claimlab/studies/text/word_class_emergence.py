@@ -104,7 +104,7 @@ class Trained(Task):
     ahead, batch_size = 20, 128
     visible = 0  # last words that are seen; 0: all
     lr = property(lambda self: self.p.lr)
-    every = property(lambda self: max(5, self.steps // 12))
+    every = property(lambda self: max(20, self.steps // 12))
     vectorize = property(lambda self: self.p.body == "mlp")
 
     def bind(self, seed):
