@@ -1,6 +1,6 @@
 """Steering, ledger and pages under load, measured in one run: `python benchmarks/live.py [--only NAME]`.
 
-Figures of time are medians or percentiles; figures of peers (pip install -r benchmarks/requirements.txt) come from the same
+Figures of time are medians or percentiles; figures of peers (the extra `bench` of pyproject.toml) come from the same
 run on the same machine. Goals stand in the last column.
 """
 

@@ -1,6 +1,6 @@
 """The same training in other libraries, as their documentation does it: each gives the seconds of one optimiser step.
 
-ImportError where one is not installed (`pip install -e '.[bench]' -c benchmarks/constraints.txt`).
+ImportError where one is not installed: they are the extra `bench` of pyproject.toml.
 """
 
 from __future__ import annotations
