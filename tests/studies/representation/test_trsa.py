@@ -388,7 +388,7 @@ def edited(**parts):
     (dict(change=edited(stimuli=lambda s: np.full(12, "same"))), "a stimulus occurs twice"),
     (dict(change=edited(responses=lambda x: np.array([[[None]]]))), "must be plain numbers"),
     (dict(change=lambda old: {"betas": old["responses"]}), "b_it.npz has no array responses and no stimuli"),
-], ids=str)  # fmt: skip
+], ids=lambda one: one if isinstance(one, str) else "made")  # fmt: skip
 def test_unfit_recordings_are_refused(tmp_path, made, message):
     with pytest.raises(ValueError, match=message):
         source.own_regions(write(tmp_path, **made))
