@@ -117,14 +117,14 @@ def _read(path: Path, source: bytes) -> Declared:
         return Declared(kept, path.stem)
     tree = parse(source.decode(), str(path))
     wanted = {_name(node): node for node in tree.body if _name(node) in (*DECLARATIONS, "HONESTY")}
-    if missing := [name for name in DECLARATIONS if name not in wanted]:
-        raise StudyError(f"{path.name} does not declare {', '.join(missing)}")
     codes = {name: compile(ast.Module([node], []), str(path), "exec") for name, node in wanted.items()}
     entries = {name: _entries(tree, name) for name in ("VIEWS", "TRY")}
     trials = {name: _trial(call) for name, call in entries["TRY"].items()}
     kept = Kept(codes, _imports(tree), tuple(entries["VIEWS"]), trials, ast.get_docstring(tree) or "")
-    _installed(kept.imports)
     declared = Declared(kept, path.stem)
+    if missing := [name for name in DECLARATIONS if name not in wanted]:
+        raise StudyError(f"{path.name} does not declare {', '.join(missing)}")
+    _installed(kept.imports)
     validate(declared)
     _store(path, mark, kept)
     return declared
