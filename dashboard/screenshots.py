@@ -45,7 +45,11 @@ def server(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
         yield address, process
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # it waits for connections that are still open
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:
