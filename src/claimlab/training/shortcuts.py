@@ -65,9 +65,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, given):
         x, weight = ctx.saved_tensors
-        back = [needed and make() for needed, make in zip(ctx.needs_input_grad, (
-            lambda: torch.bmm(given, weight), lambda: torch.bmm(given.transpose(1, 2), x), lambda: given.sum(1)), strict=True)]  # fmt: skip
-        return tuple(one if isinstance(one, Tensor) else None for one in back)
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(given, weight) if of_x else None,
+            torch.bmm(given.transpose(1, 2), x) if of_weight else None,
+            given.sum(1) if of_bias else None,
+        )
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, size_average: None = None, ignore_index: int = -100,
