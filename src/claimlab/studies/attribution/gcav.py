@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import nn
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import predicted
+from claimlab.parts.schedules import cosine
 from claimlab.studies.attribution import _gcav_arms as arms
 from claimlab.studies.attribution import _gcav_data as source
 from claimlab.studies.attribution import _gcav_figures as drawn
@@ -125,9 +125,7 @@ class Network(Supervised):
             net.load_state_dict(self.given)
         return net.to(memory_format=torch.channels_last)
 
-    def schedule(self, step, steps):
-        """Down to nothing along a cosine."""
-        return (1 + math.cos(math.pi * step / steps)) / 2
+    schedule = staticmethod(cosine)
 
     def metrics(self, net):
         x, y = self.test

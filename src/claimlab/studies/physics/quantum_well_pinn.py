@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob
+from claimlab.parts.schedules import cosine
 from claimlab.studies.physics._quantum_well_figures import fates, figures, residual_view, wave_view
 from claimlab.studies.physics._quantum_well_potentials import Potential, compare, load, potential, solve, source
 from claimlab.study import Control, Paper
@@ -190,8 +191,7 @@ class Finite(Task):
     def groups(self):
         return {"energy": {"lr": self.p.lr_energy}}
 
-    def schedule(self, step, steps):
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    schedule = staticmethod(cosine)
 
     def block(self, net, rng, step, n):
         x = torch.rand(n, self.p.points, generator=rng)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.schedules import cosine
 from claimlab.studies.representation._convergent_learning_arms import COMPARISONS, glance
 from claimlab.studies.representation._convergent_learning_arms import compare as compare
 from claimlab.studies.representation._convergent_learning_data import Pair, load, source
@@ -121,8 +121,7 @@ class Networks(Task):
     def loss(self, net, x, y):
         return sum(nn.functional.cross_entropy(one(x[k]), y[k]) for k, one in enumerate((net.first, net.second)))
 
-    def schedule(self, step, steps):
-        return (1 + math.cos(math.pi * step / steps)) / 2
+    schedule = staticmethod(cosine)
 
     def metrics(self, net):
         x, y = (part[self.glimpse.to(part.device)] for part in self.test)

@@ -15,6 +15,7 @@ from torch.nn.functional import log_softmax
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.schedules import cosine
 from claimlab.studies.training import _pbt_data as data
 from claimlab.studies.training import _pbt_gan as gan
 from claimlab.studies.training._pbt_method import (
@@ -206,8 +207,7 @@ def schedule(net: Members) -> tuple[list[int], Tensor]:
 
 
 class Cosine(Population):
-    def schedule(self, step, steps):
-        return (1 + math.cos(math.pi * step / steps)) / 2
+    schedule = staticmethod(cosine)
 
 
 class Pbt(Population):

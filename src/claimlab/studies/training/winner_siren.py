@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.schedules import cosine
 from claimlab.studies.training import _winner_siren_data as data
 from claimlab.studies.training._winner_siren_method import (
     FIXED,
@@ -174,8 +175,7 @@ class Standard(Task):
     def optimizer(self, groups):
         return Rated(groups, fused=True)
 
-    def schedule(self, step, steps):
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    schedule = staticmethod(cosine)
 
     def batch(self, net, rng, step):
         size = self.p.batch or (2048 if len(self.x) > 8192 else 0)  # a sound of one's own may be long
