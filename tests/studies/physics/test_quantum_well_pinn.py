@@ -34,45 +34,6 @@ def double_net(seed=0, width=7):
 # ---- the method
 
 
-def test_taylor_mode_equals_nested_jvp_and_central_differences():
-    net, x = double_net(), torch.linspace(0.01, 0.99, 23, dtype=torch.float64)
-
-    def value(at):
-        return net(at[:, None])[:, 0]
-
-    def slope(at):
-        return jvp(value, (at,), (torch.ones_like(at),))[1]
-
-    found = method.taylor(net, x)
-    nested = (value(x), *jvp(slope, (x,), (torch.ones_like(x),)))
-    for one, other in zip(found, nested, strict=True):
-        assert torch.allclose(one, other, rtol=1e-11, atol=1e-13)
-    h = 1e-4
-    assert torch.allclose(found[1], (value(x + h) - value(x - h)) / (2 * h), atol=1e-7)
-    assert torch.allclose(found[2], (value(x + h) - 2 * value(x) + value(x - h)) / h**2, atol=1e-5)
-
-
-def test_second_derivative_passes_gradcheck_in_x_and_in_the_weights():
-    net, x = double_net(1, width=3), torch.tensor([0.2, 0.7], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda at: net(at[:, None]), (x,))
-    assert torch.autograd.gradcheck(lambda at: method.taylor(net, at)[2], (x,))
-    names, leaves = zip(*net.named_parameters(), strict=True)
-
-    class Curvature(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, at):
-            return method.taylor(self.net, at)[2]
-
-    def of_weights(*values):
-        given = {f"net.{n}": v for n, v in zip(names, values, strict=True)}
-        return torch.func.functional_call(Curvature(), given, (x.detach(),))
-
-    assert torch.autograd.gradcheck(of_weights, tuple(p.detach().requires_grad_() for p in leaves))
-
-
 def test_the_closed_form_of_the_infinite_well_has_no_residual():
     x = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 

@@ -188,18 +188,6 @@ def test_no_patient_stands_on_two_sides_of_a_split(seed, count):
 # ---- AUC and the ideal observer
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), ties=st.booleans(), n=st.integers(4, 60))
-def test_auc_is_that_of_scikit_learn_with_ties_and_weights(seed, ties, n):
-    rng = np.random.default_rng(seed)
-    y = np.r_[0, 1, rng.integers(0, 2, n - 2)]
-    score = rng.integers(0, 5, n).astype(float) if ties else rng.standard_normal(n)
-    assert method.auc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
-    weight = rng.integers(1, 4, (3, n))
-    expected = [roc_auc_score(y, score, sample_weight=w) for w in weight]
-    assert method.auc(y, score, weight) == pytest.approx(expected, abs=1e-12)
-
-
 def test_auc_of_one_class_is_unknown():
     assert np.isnan(method.auc(np.ones(5), np.arange(5.0)))
 

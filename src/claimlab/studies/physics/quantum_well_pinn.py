@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from claimlab.claims import Claim
 from claimlab.models import mlp
 from claimlab.params import knob
+from claimlab.parts.derivatives import taylor
 from claimlab.parts.schedules import cosine
 from claimlab.studies.physics._quantum_well_figures import fates, figures, residual_view, wave_view
 from claimlab.studies.physics._quantum_well_potentials import Potential, compare, load, potential, solve, source
@@ -82,24 +83,6 @@ HONESTY = (
 #      -psi''(x) + V(x) psi(x) = E psi(x), psi(0) = psi(1) = 0, and the empty box has E_n = (n pi)^2
 
 
-def taylor(net: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """N(x), N'(x), N''(x) of a tanh perceptron with one input and one output, x [B] -> three times [B].
-
-    Automatic differentiation in Taylor mode (Griewank and Walther, Evaluating Derivatives, ch. 13): value, slope and
-    curvature pass through the layers together. A layer a = W h + b is linear; for t = tanh(a), with t' = 1 - t^2,
-    (t)_x = t' a_x and (t)_xx = t' (a_xx - 2 t a_x^2). Equal to jvp of jvp, in a third of the time.
-    """
-    h, h_x, h_xx = x[:, None], torch.ones_like(x)[:, None], torch.zeros_like(x)[:, None]
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            h, h_x, h_xx = layer(h), h_x @ layer.weight.T, h_xx @ layer.weight.T
-        else:
-            t = torch.tanh(h)
-            slope = 1 - t * t
-            h, h_x, h_xx = t, slope * h_x, slope * (h_xx - 2 * t * h_x * h_x)
-    return h[:, 0], h_x[:, 0], h_xx[:, 0]
-
-
 def walled(x: Tensor, n: Tensor, n_x: Tensor, n_xx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """psi, psi', psi'' of psi(x) = x (1 - x) N(x), by the product rule; all [B]."""
     g, g_x = x * (1 - x), 1 - 2 * x
@@ -131,7 +114,7 @@ class Trial(nn.Module):
 
     def jet(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """psi, psi', psi'' at x [B]."""
-        inner = taylor(self.net, x)
+        inner = taylor(self.net, x[:, None])
         return walled(x, *inner) if self.hard else inner
 
 

@@ -10,8 +10,8 @@ from plotly.subplots import make_subplots
 from claimlab.claims import interval
 from claimlab.data.drawing import drawn
 from claimlab.figures import BLUE, GREY, OTHERS, colours, faded, images, style
+from claimlab.parts.privacy import spent
 from claimlab.studies.robustness import _clipless_dpsgd_method as method
-from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness import clipless_dpsgd as study
 from claimlab.studies.robustness._clipless_dpsgd_data import CENTRE, into_ball, own_path
 
@@ -96,7 +96,7 @@ def budgets(lab) -> go.Figure:
     for arm in [a for a in study.ARMS if a in lab.arms and a not in ("cost", "budgets", "non_private")]:
         task, wide = lab.arms[arm].tasks[0], _wide(lab, arm, "test_accuracy")
         wide = wide[wide.index > 0]
-        epsilon = [privacy.spent(task.share, task.sigma, int(step), task.delta) for step in wide.index]
+        epsilon = [spent(task.share, task.sigma, int(step), task.delta) for step in wide.index]
         _band(figure, arm, np.array(epsilon), wide.to_numpy(), {}, dash="dot" if arm in ("dpsgd_ghost", "clipless_local") else "solid")
         last[arm] = wide.iloc[-1].mean()
     if "budgets" in lab.arms:

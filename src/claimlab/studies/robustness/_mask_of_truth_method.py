@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from claimlab.parts.attribution import gradient
+from claimlab.parts.ranking import auc
 
 VERSIONS = ("full", "no_roi", "no_roi_box", "only_roi", "only_roi_box")
 
@@ -92,22 +93,7 @@ def by_patient(patient: np.ndarray, shares: tuple[float, ...], rng: np.random.Ge
     return [np.flatnonzero(np.isin(patient, part)) for part in np.split(order, cuts)]
 
 
-# ---- AUC
-
-
-def auc(y: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
-    """P(score of a positive > score of a negative) + half the ties; NaN where one class is missing.
-
-    y [N] in {0, 1}, score [N], weights [..., N] (how often an example counts). A number, or one for each row of weights.
-    """
-    weight = np.ones(len(y)) if weight is None else np.asarray(weight, dtype=float)
-    order = np.argsort(score, kind="stable")
-    first = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # of each run of equal scores
-    good = np.add.reduceat((weight * (y == 1))[..., order], first, axis=-1)
-    bad = np.add.reduceat((weight * (y == 0))[..., order], first, axis=-1)
-    won = (good * (np.cumsum(bad, -1) - bad / 2)).sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return won / (good.sum(-1) * bad.sum(-1))
+# ---- intervals and the ideal observer
 
 
 def bootstrap(y: np.ndarray, score: np.ndarray, patient: np.ndarray, rng: np.random.Generator, draws: int = 200) -> tuple[float, float]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.privacy import noise_for
 from claimlab.studies.robustness import _clipless_dpsgd_cost as cost
 from claimlab.studies.robustness import _clipless_dpsgd_method as bounded
-from claimlab.studies.robustness import _clipless_dpsgd_privacy as privacy
 from claimlab.studies.robustness._clipless_dpsgd_data import RADIUS, load, own_path
 from claimlab.studies.robustness._clipless_dpsgd_net import Network, plan
 from claimlab.study import Control, Paper, Trial, beside
@@ -120,7 +120,7 @@ class Clipless(Task):
         if self.p.batch > (n := len(rows.x)):
             raise ValueError(f"batch = {self.p.batch} is not allowed: there are {n} private rows")
         bound.share, bound.delta = self.p.batch / n, 1 / (10 * n)
-        bound.sigma = privacy.noise_for(self.p.epsilon, bound.share, self.steps, bound.delta) if self.private else 0.0
+        bound.sigma = noise_for(self.p.epsilon, bound.share, self.steps, bound.delta) if self.private else 0.0
         return bound
 
     def optimizer(self, groups):

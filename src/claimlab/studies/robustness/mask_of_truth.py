@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from claimlab.claims import Claim
 from claimlab.params import knob
 from claimlab.parts.attribution import fast
+from claimlab.parts.ranking import auc
 from claimlab.studies.robustness import _mask_of_truth_method as method
 from claimlab.studies.robustness._mask_of_truth_data import MASKS, Data, Part, load, own_images
-from claimlab.studies.robustness._mask_of_truth_method import VERSIONS, auc, ideal_auc, masked, swapped
+from claimlab.studies.robustness._mask_of_truth_method import VERSIONS, ideal_auc, masked, swapped
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Run, Series, Stepwise, Supervised, Tick
 

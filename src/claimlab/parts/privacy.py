@@ -13,7 +13,7 @@ ORDERS = np.array([1 + k / 10 for k in range(1, 100)] + list(range(11, 64)) + [1
 STEP, TAIL = 6, 12  # points a standard deviation, and standard deviations beyond the last peak
 
 
-def renyi(q: float, sigma: float, orders: np.ndarray = ORDERS) -> np.ndarray:
+def _renyi(q: float, sigma: float, orders: np.ndarray = ORDERS) -> np.ndarray:
     """RDP of one step at each order a, for adding or removing one row: log E[((1 - q) + q exp((2 z - 1) / (2 sigma^2)))^a] / (a - 1)
     with z ~ N(0, sigma^2) (Mironov, Talwar, Zhang 2019). q is the share that Poisson sampling takes, sigma the noise in units of
     the sensitivity. The trapezoid rule is exact to rounding for so smooth a bell."""
@@ -31,7 +31,7 @@ def spent(q: float, sigma: float, steps: int, delta: float) -> float:
     if steps == 0:
         return 0.0
     a = ORDERS
-    found = steps * renyi(q, sigma) + np.log1p(-1 / a) - (math.log(delta) + np.log(a)) / (a - 1)
+    found = steps * _renyi(q, sigma) + np.log1p(-1 / a) - (math.log(delta) + np.log(a)) / (a - 1)
     return max(0.0, float(found.min()))
 
 
