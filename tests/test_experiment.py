@@ -111,3 +111,23 @@ def test_what_nobody_can_take_is_refused(study):
     assert not lab.steered
     with pytest.raises(ValueError, match="no arm quick"):
         Experiment(study, study.make(), arms=["quick"])
+
+
+def test_the_state_of_a_finished_arm_is_copied_once_and_anew_after_it_has_gone_back(study):
+    """`tuned` goes on where `fast` ends: a state of before, of after, and the same end from either."""
+    lab = Experiment(study, study.make(), arms=["tuned"])
+    steps = lab.stepwise()
+    while "fast" not in lab.arms or lab.arms["fast"].step < 20:
+        next(steps)
+    before = lab.state()
+    while "tuned" not in lab.arms or lab.arms["tuned"].step < 20:
+        next(steps)
+    first, second = lab.state(), lab.state()
+    assert first["arms"]["fast"] is second["arms"]["fast"] and first["arms"]["tuned"] is not second["arms"]["tuned"]
+    end = lab.run().table
+    lab.load(before)
+    assert lab.state()["arms"]["fast"]["step"] == 20
+    assert lab.run().table.equals(end)
+    other = Experiment(study, study.make(), arms=["tuned"])
+    other.load(first)
+    assert other.run().table.equals(end)

@@ -26,6 +26,7 @@ class Shelf:
         self.ledger, self.run, self.folder = ledger, run, home() / run / "checkpoints"
         self.wait, self.last = SECONDS, time.monotonic()
         self.here, self.changed = (-1, ""), False  # the checkpoint of this very step, and whether a change came after it
+        self.taken: set[str] | None = None  # names of checkpoints that this run ever had
         self.writing: dict[str, Future] = {}  # training does not wait for the disk: it goes on while a copy is written
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
 
@@ -37,8 +38,10 @@ class Shelf:
         if self.here[0] == lab.done and not (exact and self.changed):
             return self.here[1]
         self.settle(leave=1)
-        taken = {e["payload"]["name"] for e in self.ledger.events(self.run) if e["kind"] == "checkpoint"}
-        name = next(n for k in count(1) if (n := f"{lab.done:09d}" + (f"-{k}" if k > 1 else "")) not in taken)
+        if self.taken is None:
+            self.taken = {e["payload"]["name"] for e in self.ledger.events(self.run) if e["kind"] == "checkpoint"}
+        name = next(n for k in count(1) if (n := f"{lab.done:09d}" + (f"-{k}" if k > 1 else "")) not in self.taken)
+        self.taken.add(name)
         self.writing[name] = self.writer.submit(self._write, lab.state() if why != "end" else _light(lab.state()), name)
         self.last, self.here, self.changed = time.monotonic(), (lab.done, name), False
         facts = {"name": name, "arms": {n: getattr(a, "step", 0) for n, a in lab.arms.items()}, "why": why}

@@ -36,6 +36,7 @@ class Experiment:
         self.finished: set[str] = set()
         self.steered = False
         self.told: dict[str, set[int]] = {}  # members whose divergence has been reported, by arm
+        self._ended: dict[str, Any] = {}  # states of finished arms: they change no more, and checkpoints share them
         self._rows: list[tuple] = []
         self._table: pd.DataFrame | None = None
         self._figures: dict[str, Any] | None = None
@@ -95,8 +96,9 @@ class Experiment:
     # ---- state
 
     def state(self) -> dict[str, Any]:
-        """A copy of everything that the rest of the experiment depends on, as plain data and tensors."""
-        arms = {name: arm.state() if hasattr(arm, "state") else None for name, arm in self.arms.items()}
+        """A copy of everything that the rest of the experiment depends on, as plain data and tensors; not to be changed."""
+        arms = {name: self._ended.get(name) or (arm.state() if hasattr(arm, "state") else None) for name, arm in self.arms.items()}
+        self._ended = {name: arms[name] for name in self.finished}
         return {"arms": arms, "finished": sorted(self.finished), "rows": list(self._rows), "steered": self.steered}
 
     def load(self, state: dict[str, Any], *, again: bool = True) -> None:
@@ -118,6 +120,7 @@ class Experiment:
             if over:
                 self.finished.add(name)
         again = {n for n, saved in state["arms"].items() if saved is None and n not in self.finished}
+        self._ended = {name: kept for name, kept in self._ended.items() if name in self.finished and name in done}
         self._rows = [row for row in state["rows"] if row[1] not in again]
         self.steered, self._iterator, self._table, self._figures = state["steered"], None, None, None
 
