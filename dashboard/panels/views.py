@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import plotly.graph_objects as go
@@ -75,13 +76,13 @@ def _live(run: str, choice: Choice) -> tuple[charts.Drawn | None, str]:
         return None, "The run draws this view between its next two steps."
     if picture["figure"] is None:
         return None, f"Nothing to show: {picture['reason']}"
-    figure = _picture(run, choice, picture["drawn"], st.context.theme.type, lambda: json.loads(picture["figure"]))
+    figure = _picture(picture["figure"], st.context.theme.type)
     return figure, f"{choice.arm}, seed {choice.seed}, step {picture['step']:,}; renewed once a second while you look"
 
 
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _picture(run: str, choice: Choice, when: Any, theme: str | None, _read: Callable[[], dict]) -> charts.Drawn:
-    return charts.Drawn(go.Figure(_read()), margin=20)
+@lru_cache(maxsize=32)
+def _picture(content: str, theme: str | None) -> charts.Drawn:
+    return charts.Drawn(go.Figure(json.loads(content)), margin=20)
 
 
 def _kept(run: str, choice: Choice) -> tuple[charts.Drawn | None, str]:
@@ -91,7 +92,7 @@ def _kept(run: str, choice: Choice) -> tuple[charts.Drawn | None, str]:
     answer = _drawn(run, choice.view, choice.arm, choice.seed, choice.moment)
     if "figure" not in answer:
         return None, f"Nothing to show: {answer['reason']}"
-    figure = _picture(run, choice, choice.moment, st.context.theme.type, lambda: answer["figure"])
+    figure = _picture(json.dumps(answer["figure"]), st.context.theme.type)
     return figure, f"{choice.arm}, seed {choice.seed}, at a checkpoint"
 
 
