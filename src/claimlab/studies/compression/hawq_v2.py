@@ -118,6 +118,10 @@ def path() -> str:
     return os.environ.get("CLAIMLAB_DATA", "")
 
 
+KEPT = 8
+MEASURED: dict[tuple, nn.Module] = {}  # the last networks that were measured without being trained to the end
+
+
 class Settings(nn.Module):
     """K quantised copies of one folded network, a setting of bits each; the full-precision copies are what is updated."""
 
@@ -158,9 +162,7 @@ class Uniform(Full):
         return 1.0
 
     def begin(self, start):
-        if not start.measured:  # training was cut short
-            start = copy.deepcopy(start)
-            self.measure(start)
+        start = start if start.measured else self.cut_short(start)
         weights, biases = start.fold(self.x)
         sizes = np.array([w.numel() for w in weights])
         found = [(i, bits) for i, budget in enumerate(self.budgets) for bits in self.choose(start, sizes, budget)]
@@ -168,6 +170,15 @@ class Uniform(Full):
         net.rank.copy_(torch.tensor(ranks(self.curvature(start), start)))
         net.trace.copy_(torch.tensor(average_trace(start)))
         return net
+
+    def cut_short(self, start):
+        """A network whose training did not come to its end, measured; those of the same weights once, for all arms."""
+        key = self.p, self.seed, *(t.cpu().numpy().tobytes() for t in start.state_dict().values())
+        if key not in MEASURED:
+            MEASURED.clear() if len(MEASURED) >= KEPT else None
+            MEASURED[key] = copy.deepcopy(start)
+            self.measure(MEASURED[key])
+        return MEASURED[key]
 
     def curvature(self, report) -> np.ndarray:
         """What the arm knows of each layer's curvature; a constant for those that ask nothing."""
