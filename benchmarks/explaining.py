@@ -52,14 +52,18 @@ def side_by_side(case: str, calls: int, own: Callable, peers: dict[str, Callable
 
 def integrated_gradients(rounds: int) -> Iterator[Row]:
     net, x, y = setting()
-    quick = fast(net)
 
-    def captum() -> Tensor:
-        from captum.attr import IntegratedGradients
+    def captum(at_once: int | None) -> Callable[[], Tensor]:
+        def go() -> Tensor:
+            from captum.attr import IntegratedGradients
 
-        return IntegratedGradients(net).attribute(x, target=y, n_steps=POINTS, method="riemann_middle")
+            options = {"n_steps": POINTS, "method": "riemann_middle", "internal_batch_size": at_once}
+            return IntegratedGradients(net).attribute(x, target=y, **options)
 
-    yield from side_by_side("integrated gradients", POINTS, lambda: integrated(quick, x, y, POINTS), {"captum": captum}, rounds)
+        return go
+
+    peers = {"captum": captum(None), f"captum, {IMAGES} at once": captum(IMAGES)}
+    yield from side_by_side("integrated gradients", POINTS, lambda: integrated(net, x, y, POINTS), peers, rounds)
 
 
 def occlusion(rounds: int) -> Iterator[Row]:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-AT_ONCE = 32  # images on the way of integrated gradients in one pass
-SPLIT = 128  # images in one pass of the network: more fall out of the processor's cache
+SPLIT = 32  # images in one pass of the network: more fall out of the processor's cache
 
 # ---- what a network says of an image, and its gradients
 
@@ -41,7 +40,7 @@ def integrated(net: nn.Module, x: Tensor, target: Tensor, points: int = 32, base
     Its sum tends to f(x) - f(base) as `points` grows. `base` broadcasts against x. Source: Sundararajan, Taly, Yan 2017.
     """
     way, net, total = x - base, _folded(net), torch.zeros_like(x)
-    for shares in ((torch.arange(points) + 0.5) / points).to(x).split(max(1, AT_ONCE // len(x))):
+    for shares in ((torch.arange(points) + 0.5) / points).to(x).split(max(1, SPLIT // len(x))):
         along = (base + way * shares.view(-1, 1, 1, 1, 1)).flatten(0, 1)
         slopes = gradient(net, along.contiguous(memory_format=torch.channels_last), target.repeat(len(shares)))
         total += slopes.unflatten(0, (len(shares), -1)).sum(0)

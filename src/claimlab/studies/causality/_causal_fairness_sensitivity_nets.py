@@ -24,7 +24,7 @@ class Side(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = (x.relu() if k else x) @ weight + bias
+            x = (x.tanh() if k else x) @ weight + bias
         return x
 
 

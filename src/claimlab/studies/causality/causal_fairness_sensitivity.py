@@ -107,7 +107,7 @@ class Fair(Task):
 
     after = "laws"
     lr = 1e-2
-    first_mu, growth = 10.0, 1.5
+    first_mu, growth = 10.0, 1.5  # 3 and 30 gave the same predictors, naive and robust, on development seeds
     blind = False
     steps = property(lambda self: self.p.rounds * self.p.steps)
     every = property(lambda self: self.p.steps)
@@ -191,10 +191,10 @@ class DirectOnly(Fair):
 
 
 class PenaltyOnly(Fair):
-    """The multipliers stay 0 and mu stays what it is."""
+    """The multipliers stay 0 and mu stays what it is: of 3, 10 and 30 the one that left the smallest excess."""
 
     project = None
-    first_mu = 10.0
+    first_mu = 30.0
 
 
 ARMS = {

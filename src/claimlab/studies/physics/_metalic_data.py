@@ -45,7 +45,7 @@ def load(folder: str, family: str) -> Measured:
     place = Path(folder)
     files = sorted(place.glob("*.csv")) if place.is_dir() else []
     if len(files) < 3:
-        raise ValueError(f"CLAIMLAB_DATA names {folder}, which holds {len(files)} .csv files; a folder with three or more is needed")
+        raise ValueError(f"CLAIMLAB_DATA names {folder}, which holds {len(files)} .csv files; it must be a folder with at least three")
     tables = {}
     for file in files:
         beta = _parameter(file, family)

@@ -46,8 +46,8 @@ def plays(lab) -> go.Figure:
     gap = ends["random"] - ends["oracle"]
     share = (ends["random"] - ends["single_ucb"]) / gap if gap > 0 else np.nan
     title = f"After {lab.params.plays} plays the bandit has come {share:.0%} of the way from random choice to the oracle"
-    return curve(lab.table, "mean_log10_error", arms=arms, title=title, y_title="log10 relative error, mean of the plays so far (1)",
-                 x_title="play", palette=arm_colours(lab), names=WORDS, height=500)  # fmt: skip
+    return curve(lab.table, "mean_log10_error", arms=arms, title=title, x_title="play", palette=arm_colours(lab), names=WORDS,
+                 y_title="log10 relative error, mean of the plays so far (1)", height=500)  # fmt: skip
 
 
 def table(lab) -> go.Figure:
@@ -55,7 +55,8 @@ def table(lab) -> go.Figure:
     known, net = lab.arms["lbfgs"].single()[0], lab.arms["single_ucb"].members[0]
     held = lab.arms["lbfgs"].stream.held
     betas = [f"{b:.3g}" for b in lab.arms["lbfgs"].stream.setting.betas]
-    fig = go.Figure(go.Heatmap(z=known.T, colorscale="Cividis", colorbar={"title": {"text": "log10<br>relative<br>error"}, "x": 1.0}))
+    bar = {"title": {"text": "log10<br>relative<br>error"}, "x": 1.0}
+    fig = go.Figure(go.Heatmap(z=known.T, colorscale="Cividis", colorbar=bar))
     found = net.history.numpy()
     late = np.arange(len(found))
     spread = np.random.default_rng(0).uniform(-0.33, 0.33, (2, len(found)))
@@ -97,7 +98,9 @@ def _panels(fig, flat, setting, b: int, row: int, legend: bool = True) -> None:
         halves = every(flat, setting.grid).double()
     field, truth = joined(halves)[0].numpy(), setting.truth[b].numpy()
     second = SECOND[setting.family]
-    place = {"len": 0.36, "y": 0.8 - 0.6 * (row - 1) if fig.layout.yaxis4.domain else 0.5, "thickness": 9, "tickfont": {"size": 10}}
+    middle = np.mean(fig.layout[f"yaxis{3 * row - 2 if row > 1 else ''}"].domain)
+    length = float(np.ptp(fig.layout.yaxis.domain))
+    place = {"len": length, "y": middle, "thickness": 9, "tickfont": {"size": 10}}
     for col, (values, scale) in enumerate(((field, "Viridis"), (field - truth, "RdBu")), 1):
         peak = float(np.abs(values).max())
         fig.add_heatmap(x=AXIS, y=AXIS, z=values.T, colorscale=scale, zmin=-peak, zmax=peak, row=row, col=col,

@@ -266,7 +266,7 @@ def solution(flat: Tensor, setting: Setting) -> Tensor:
 
 
 def log_error(flat: Tensor, setting: Setting, which: Tensor, part: int = 128) -> Tensor:
-    """log10 of the relative L2 error of each pair on the test grid [P] float64; what is larger than 10 or no number counts as 10."""
+    """log10 of the relative L2 error of each pair on the test grid, [P] float64; more than 10, or no number, counts as 10."""
     found = []
     for a in range(0, len(flat), part):
         truth = setting.truth[which[a : a + part]]

@@ -52,10 +52,11 @@ class Params:
     exploration: float = knob(1.0, "c in mean + c sd; 0 is greedy and may lock in", low=0.0, high=5.0)
     plays: int = knob(60, "length of the stream of equations", low=10, high=300)
     adam_steps: int = knob(300, "length of the stochastic stage", low=20, high=5000, unit="steps")
-    interface_weight: float = knob(5.0, "lam_I; too small tears the solution, too large freezes it", low=0.1, high=100.0, live=True)
+    interface_weight: float = knob(5.0, "lam_I; too small tears the solution, too large freezes it", low=0.1, high=100.0,
+                                   live=True)  # fmt: skip
     rule: str = knob("ucb", "how the GP turns into a choice", choices=("ucb", "thompson"))
     parameters: int = knob(15, "parameter values of the family; each third is held out for the test", low=3, high=48)
-    steps: int = knob(25, "length of the deterministic stage: evaluations that L-BFGS may spend", low=2, high=1000)
+    steps: int = knob(30, "length of the deterministic stage: evaluations that L-BFGS may spend", low=2, high=1000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(conditions=2, parameters=3, adam_steps=20, steps=3, plays=10, seeds=2)
     FULL = dict(conditions=5, parameters=16, adam_steps=1000, steps=100)

@@ -75,7 +75,7 @@ HONESTY = (
     "The book is simulated, so its regularities are ours: the transfer claim tests invariance to tick, depth and rates, not to a "
     "real market's regime changes, and nothing here says that a strategy would earn money. FI-2010 and the LSE year are not shipped."
 )
-CHECK, TEST, CHUNK = 6, 4, 256  # every how many events a validation or test window ends; windows in one forward pass
+CHECK, TEST, CHUNK = 8, 5, 128  # every how many events a validation or test window ends; windows in one forward pass
 
 
 def load(p: Params, seed: int) -> data.Market:
@@ -121,11 +121,11 @@ class Forecaster(Supervised):
     """A network trained by Adam on windows drawn from the training parts of all training instruments."""
 
     vectorize = False  # nn.LSTM has no batching rule
-    batch_size, ahead = 64, 10
+    batch_size, ahead = 32, 10
     rate = 1.0  # factor on the learning rate: the arm's best of 1, 3 and 10 on development seeds
 
     lr = property(lambda self: self.rate * self.p.lr)
-    every = property(lambda self: max(1, self.steps // 8))
+    every = property(lambda self: max(1, self.steps // 6))
 
     def bind(self, seed):
         bound = type(self)(self.p)
@@ -183,7 +183,7 @@ class DeepLob(Forecaster):
         return method.deeplob(self.p.levels, c, c, 2 * c)
 
     def final(self, net):
-        weight = explained(net.kept(), self.market, 40)
+        weight = explained(net.kept(), self.market, min(40, len(self.market.test) // 25))
         return super().final(net) | {"share_level1": float(method.level_shares(weight, self.p.levels)[:, 0].mean())}
 
 
