@@ -45,7 +45,7 @@ def load(folder: str, family: str) -> Measured:
     place = Path(folder)
     files = sorted(place.glob("*.csv")) if place.is_dir() else []
     if len(files) < 3:
-        raise ValueError(f"CLAIMLAB_DATA names {folder}, which holds {len(files)} .csv files; it must be a folder with at least three")
+        raise ValueError(f"CLAIMLAB_DATA names {folder}, with {len(files)} .csv files; a folder with at least three is needed")
     tables = {}
     for file in files:
         beta = _parameter(file, family)

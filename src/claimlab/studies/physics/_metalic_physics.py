@@ -246,7 +246,7 @@ def losses(flat: Tensor, setting: Setting, which: Tensor, chosen: Tensor, points
 
     sum_k [lam_b mean |u_k - data|^2 + mean |F(u_k)|^2] + lam_I sum_j chosen_j I_j, points [2, N, 2] with f [B, 2, N].
     """
-    pool, beta = chosen.shape[1], torch.tensor(setting.betas).to(flat)[which]
+    pool, beta = chosen.shape[1], torch.tensor(setting.betas, dtype=flat.dtype)[which]
     x = torch.cat([points.to(flat), setting.seam.to(flat).expand(2, -1, -1)], 1)
     seam_f = setting.seam_f.to(flat)[:, None].expand(-1, 2, -1)
     whole = torch.cat([f.to(flat), seam_f], -1)[which]
