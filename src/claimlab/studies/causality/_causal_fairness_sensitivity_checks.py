@@ -9,6 +9,7 @@ from torch import Tensor
 
 from claimlab.parts.confounding import ratio_limits
 from claimlab.studies.causality import _causal_fairness_sensitivity_method as method
+from claimlab.studies.causality._causal_fairness_sensitivity_data import World
 from claimlab.studies.causality._causal_fairness_sensitivity_nets import Predictor, observed_law, shares
 
 RESAMPLES, ERRORS, TABLES = 30, 2.0, 5
@@ -44,6 +45,22 @@ def coverage(net: Predictor, gamma: float, conditional: bool, seed: int) -> dict
 def _interval(g: Tensor, laws: tuple[Tensor, ...], strength: Tensor, conditional: bool) -> tuple[Tensor, Tensor]:
     pi, observed, share = laws
     return method.bounds(g, observed, *method.limits(pi, strength, conditional), share)
+
+
+def outcome(one: World, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Least, greatest and true effects [3] on the outcome y itself, from the exact table of a world.
+
+    P(y | a, z, m) is shifted beside P(m | a, z). That covers a cause of a and y alone; where u moves m too, P(u | a, z, m) is
+    another law than P(u | a, z), and nothing is promised.
+    """
+    seen = one.joint.sum(0)
+    pi, observed = seen[:, 1].sum((1, 2)) / seen.sum((1, 2, 3)), observed_law(seen)
+    y = (seen[..., 1] / seen.sum(-1)).transpose(0, 1)
+    spread = method.outcome_limits(y, pi, gamma)
+    low, high = method.bounds(y, observed, *method.limits(pi, gamma), one.share, spread=spread)
+    true = method.effects(one.outcome(), one.law(), observed, one.share)
+    true[2] += ((one.outcome()[0] - y[0]) * observed[0] * one.share[0][:, None]).sum()  # the second term of SE is as seen
+    return low, high, true
 
 
 def resampled(counts: Tensor, rng: np.random.Generator) -> Tensor:
