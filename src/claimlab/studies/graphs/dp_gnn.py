@@ -167,13 +167,13 @@ def _apart(rng: torch.Generator) -> list[torch.Generator]:
 class Gnn(Mlp):
     """The ceiling: every node reads all its neighbours, nothing is sampled, cut or noised."""
 
-    graph, vectorize, ahead = True, False, 1
+    graph, vectorize = True, False
 
-    def batch(self, net, rng, step):
+    def block(self, net, rng, step, n):
         if self.plan.how == "none":
-            return super().batch(net, rng, step)
-        order = self.order(_apart(rng)[0], 1, self.p.batch)[0].to(self.x.device)
-        return order, self.y[order], self.x, *self.world.lists
+            return super().block(net, rng, step, n)
+        order = self.order(_apart(rng)[0], n, self.p.batch).to(self.x.device)
+        return order, self.y[order], *(part.expand(n, *part.shape) for part in (self.x, *self.world.lists))  # views, no copies
 
     def loss(self, net, order, y, *graph):
         return cross_entropy(method.over_graph(net.named(), net.plan, *graph, rows=order), y) if graph else super().loss(net, order, y)
