@@ -82,7 +82,7 @@ def solutions(lab) -> go.Figure:
     for word, a in zip(("best", "worst"), shown, strict=True):
         name = f"{word}: {_labels(lab)[a]}"
         heads += [f"{name}, u", f"{name}, error", f"at {SECOND[lab.params.family]} {AXIS[GRID // 2]:g}"]
-    fig = make_subplots(2, 3, subplot_titles=heads, horizontal_spacing=0.12, vertical_spacing=0.22)
+    fig = make_subplots(2, 3, subplot_titles=heads, horizontal_spacing=0.17, vertical_spacing=0.22)
     for row, a in enumerate(shown, 1):
         _panels(fig, arm.known[0, b, a, a][1][None], arm.stream.setting, b, row, legend=row == 1)
     fig.update_annotations(font_size=12)
@@ -100,13 +100,13 @@ def _panels(fig, flat, setting, b: int, row: int, legend: bool = True) -> None:
     second = SECOND[setting.family]
     middle = np.mean(fig.layout[f"yaxis{3 * row - 2 if row > 1 else ''}"].domain)
     length = float(np.ptp(fig.layout.yaxis.domain))
-    place = {"len": length, "y": middle, "thickness": 9, "tickfont": {"size": 10}}
+    place = {"len": length, "y": middle, "thickness": 7, "tickfont": {"size": 9}, "nticks": 5}
     for col, (values, scale) in enumerate(((field, "Viridis"), (field - truth, "RdBu")), 1):
         peak = float(np.abs(values).max())
         fig.add_heatmap(x=AXIS, y=AXIS, z=values.T, colorscale=scale, zmin=-peak, zmax=peak, row=row, col=col,
-                        colorbar=place | {"x": (0.26, 0.635)[col - 1]})  # fmt: skip
+                        colorbar=place | {"x": fig.layout[f"xaxis{col}" if col > 1 else "xaxis"].domain[1]})  # fmt: skip
         fig.add_vline(0.5, line={"color": "white" if col == 1 else INK, "dash": "dot", "width": 1.5}, row=row, col=col)
-        fig.update_yaxes(title_text=f"{second} (1)", row=row, col=col)
+        fig.update_yaxes(title_text=f"{second} (1)", title_standoff=2, row=row, col=col)
         fig.update_xaxes(range=[0, 1], row=row, col=col)
     side, middle = GRID // 2 + 1, GRID // 2
     fig.add_scatter(x=AXIS, y=truth[:, middle], mode="lines", line={"color": INK, "dash": "dot"}, name="exact", showlegend=legend,
@@ -116,7 +116,7 @@ def _panels(fig, flat, setting, b: int, row: int, legend: bool = True) -> None:
         fig.add_scatter(x=AXIS[middle * k : middle * k + side], y=line, mode="lines", line={"color": colour}, name=name,
                         showlegend=legend, row=row, col=3)  # fmt: skip
     fig.add_vline(0.5, line={"color": GREY, "dash": "dot", "width": 1}, row=row, col=3)
-    fig.update_yaxes(title_text="u (1)", row=row, col=3)
+    fig.update_yaxes(title_text="u (1)", title_standoff=2, row=row, col=3)
     fig.update_xaxes(title_text="x (1)", row=row)
 
 
@@ -175,7 +175,7 @@ def surrogate(lab) -> go.Figure:
     other = count - 1 if most != count - 1 else int(np.argsort(often)[-2])
     _band(fig, net, lab.params, [(most, True), (other, True)])
     title = f"First seed: {_labels(lab)[most]} was played {often[most]} times, {_labels(lab)[other]} {often[other]} times"
-    return style(fig, f"{title}; the band is wide where little was seen", x=PARAMETER[lab.params.family], y=REWARD)
+    return style(fig, f"{title}; bands are wide where little was seen", x=PARAMETER[lab.params.family], y=REWARD)
 
 
 def surrogate_view(net, params) -> go.Figure:
@@ -206,7 +206,7 @@ def solution_view(net, params) -> go.Figure:
     else:
         b = len(setting.betas) // 2
         flat, name = net.weights.detach()[(b + 1) * len(bits) - 1][None], "first stage, all conditions"
-    fig = make_subplots(1, 3, horizontal_spacing=0.12, subplot_titles=("u", "error", f"at {SECOND[params.family]} 0.5"))
+    fig = make_subplots(1, 3, horizontal_spacing=0.17, subplot_titles=("u", "error", f"at {SECOND[params.family]} 0.5"))
     _panels(fig, flat, setting, b, 1)
     error = 10 ** float(log_error(flat, setting, torch.tensor([b])))
     word = PARAMETER[params.family].split(" β")[0]
