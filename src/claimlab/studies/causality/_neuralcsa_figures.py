@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from claimlab.figures import BLUE, GREY, INK, OTHERS, arm_colours, faded, style
 from claimlab.studies.causality import _neuralcsa_method as method
-from claimlab.studies.causality import neuralcsa as study
+from claimlab.studies.causality._neuralcsa_nets import nodes, plain
 
 WORDS = {"msm": "marginal", "kl": "KL", "tv": "total variation", "hellinger": "Hellinger", "chi2": "chi-squared",
          "rosenbaum": "Rosenbaum"}  # fmt: skip
@@ -55,7 +55,7 @@ def _effect(fig, first, learned, best, col=1, name="learned bounds", colour=BLUE
     order = np.argsort(x)
     truth = scaled(first, first.truth)[order]
     with torch.no_grad():
-        middle = method.ends(study.plain(first), first.query)[0]
+        middle = method.ends(plain(first), first.query)[0]
     ends = [scaled(first, one.expand(len(x)))[order] for one in method.ends(learned, first.query)]
     x = x[order]
     if best is not None:
@@ -94,7 +94,7 @@ def effects(lab) -> go.Figure:
 def _latent(net, bound: int = 0, point: int | None = None, m: int = 1000):
     """x, u, phi(u), P(u | x, do(a)), ratio q and the knot of one bound at one query point."""
     point = int(net.pi.shape[1] * 0.75) if point is None else point
-    t = study.nodes(m, net.pi).expand(net.pi.shape[1], -1)
+    t = nodes(m, net.pi).expand(net.pi.shape[1], -1)
     reached, q, _ = net.shifted(t)
     u, q = method.latent(reached)[0, bound, point], q[0, bound, point]
     phi = torch.exp(-(u**2) / 2) / math.sqrt(2 * math.pi)
@@ -211,7 +211,7 @@ def _parts(net):
     if hasattr(net, "first"):
         knots = net.first.curves(net.flow) if hasattr(net, "flow") else None
         return net.first, net.four(300, knots)[0][0], net.best
-    return net, study.plain(net, 300), None
+    return net, plain(net, 300), None
 
 
 @torch.no_grad()
