@@ -22,7 +22,8 @@ RATE = 8000  # samples a second
 SECOND = RATE
 FRAME = 80  # samples (10 ms) for which the synthetic vocal tract stands still
 RESPONSE = 512  # samples (64 ms) of a room response
-LEVEL = 0.04  # root mean square of speech and echo at the microphone at 0 dB; the loopback has peak 1
+LEVEL = 0.04  # root mean square of speech and echo at the microphone at 0 dB
+LOOPBACK = 0.25  # peak of the loopback signal, so that it is about as loud as the echo
 FAR, DOUBLE, NEAR = 0, 1, 2  # scenarios: far-end talk alone, double talk, near-end talk alone
 ROLES = ("nearend_mic", "farend_speech", "nearend_speech")
 
@@ -168,7 +169,7 @@ def clips(rng: np.random.Generator, scenario: np.ndarray, speakers: np.ndarray, 
     count = len(scenario)
     pairs = np.array([rng.choice(len(speakers), 2, replace=False) for _ in range(count)])
     s, x = np.split(speech(rng, speakers[pairs.T.ravel()]), 2)
-    x = x / np.abs(x).max(1, keepdims=True)
+    x = x / np.abs(x).max(1, keepdims=True)  # the loudspeaker's full scale is 1
     a = world.nonlinearity * rng.uniform(1 / 3, 2, count)
     played = loudspeaker(x, a)
     top = int(world.delay_ms * RATE / 1000)
@@ -183,7 +184,7 @@ def clips(rng: np.random.Generator, scenario: np.ndarray, speakers: np.ndarray, 
     s, echo = LEVEL * 10 ** (ser / 40) * s, LEVEL * 10 ** (-ser / 40) * echo
     hiss = LEVEL * 10 ** ((ser / 2 - rng.uniform(5, 25, (count, 1))) / 20) * noise(rng, count, SECOND)
     silent, talking = (scenario == NEAR)[:, None], (scenario != FAR)[:, None]
-    s, x, echo = s * talking, np.where(silent, 0, x), np.where(silent, 0, echo)
+    s, x, echo = s * talking, np.where(silent, 0, LOOPBACK * x), np.where(silent, 0, echo)
     tensors = (torch.from_numpy(part.astype(np.float32)) for part in (s + echo + hiss, x, s))
     return Clips(*tensors, torch.from_numpy(scenario), torch.from_numpy(np.where(at < SECOND, at, -1)))
 

@@ -22,15 +22,15 @@ SILENT = 1e-6  # mean square below which a target counts as silence
 def stft(wave: Tensor) -> Tensor:
     """Complex spectra [..., K, M] of waves [..., T], T a multiple of the hop; Hann window."""
     window = torch.hann_window(WINDOW, device=wave.device, dtype=wave.dtype)
-    flat = torch.stft(wave.flatten(0, -2), WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
-    return flat.unflatten(0, wave.shape[:-1])
+    flat = torch.stft(wave.reshape(-1, wave.shape[-1]), WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
+    return flat.reshape(*wave.shape[:-1], *flat.shape[1:])
 
 
 def istft(spectrum: Tensor) -> Tensor:
     """Waves [..., T] of spectra [..., K, M]: the inverse of `stft`."""
     window = torch.hann_window(WINDOW, device=spectrum.device, dtype=spectrum.real.dtype)
-    flat = torch.istft(spectrum.flatten(0, -3), WINDOW, HOP, window=window)
-    return flat.unflatten(0, spectrum.shape[:-2])
+    flat = torch.istft(spectrum.reshape(-1, *spectrum.shape[-2:]), WINDOW, HOP, window=window)
+    return flat.reshape(*spectrum.shape[:-2], -1)
 
 
 def compress(spectrum: Tensor) -> Tensor:
@@ -159,14 +159,15 @@ class D3(nn.Module):
 
 
 def bounded(raw: Tensor, masks: int, is_complex: bool) -> list[Tensor]:
-    """Masks from the head's channels. M_y has magnitude 1 + tanh in [0, 2], a gate that can close, and if complex the phase
-    pi tanh; M_x is 2 tanh, of each part if complex. Real masks are the complex ones without the second number of each pair."""
-    parts = raw.unflatten(1, (masks, -1)).tanh()
-    gate = 1 + parts[:, 0, 0]
-    first = torch.polar(gate, math.pi * parts[:, 0, 1]) if is_complex else gate
-    if masks == 1:
-        return [first]
-    return [first, 2 * torch.complex(parts[:, 1, 0], parts[:, 1, 1]) if is_complex else 2 * parts[:, 1, 0]]
+    """Masks from the head's channels: complex with both parts in [-2, 2], or real with M_y in [0, 2] and M_x in [-2, 2].
+
+    Where the head says 0, M_y is 1 and M_x is 0.
+    """
+    parts = raw.unflatten(1, (masks, -1)).unbind(1)
+    if not is_complex:
+        return [2 * torch.tanh(z[:, 0]) if i else 1 + torch.tanh(z[:, 0]) for i, z in enumerate(parts)]
+    shift = math.atanh(0.5)  # 2 tanh(shift) = 1
+    return [torch.complex(2 * torch.tanh(z[:, 0] + shift * (i == 0)), 2 * torch.tanh(z[:, 1])) for i, z in enumerate(parts)]
 
 
 def combine(how: str, masks: list[Tensor], y: Tensor, x: Tensor) -> Tensor:
@@ -184,14 +185,17 @@ def delay_mask(delay: float) -> Tensor:
 # ---- the adaptive filter
 
 
-def geigel(far: Tensor, mic: Tensor, taps: int, threshold: float = 0.5, hold: int = 240) -> Tensor:
-    """Double-talk detector of Geigel: |y[n]| > threshold * max of |x| over the filter's length; kept for `hold` samples. [C, T]"""
+def geigel(far: Tensor, mic: Tensor, taps: int, threshold: float = 2.0, hold: int = 240) -> Tensor:
+    """Double-talk detector of Geigel: |y[n]| > threshold * max of |x| over the filter's length; kept for `hold` samples. [C, T]
+
+    The classical threshold of 0.5 is meant for an echo much softer than the loopback signal; here both are about as loud.
+    """
     loudest = max_pool1d(pad(far.abs(), (taps - 1, 0))[:, None], taps, 1)[:, 0]
     found = (mic.abs() > threshold * loudest).to(mic.dtype)
     return max_pool1d(pad(found, (hold - 1, 0))[:, None], hold, 1)[:, 0] > 0
 
 
-def nlms(far: Tensor, mic: Tensor, taps: int, mu: float, frozen: Tensor | None = None, eps: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
+def nlms(far: Tensor, mic: Tensor, taps: int, mu: float, frozen: Tensor | None = None, eps: float = 0.02) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised least mean squares, clips [C, T] side by side in a loop over samples: e = y - w.x, w += mu e x / (|x|^2 + eps).
 
     `frozen` [C, T] holds the weights still. Gives the error e and the echo estimate w.x [C, T] and the last weights [C, taps].

@@ -19,7 +19,11 @@ from claimlab.parts.schedules import cosine
 from claimlab.studies.audio import _complex_aec_data as data
 from claimlab.studies.audio import _complex_aec_method as method
 from claimlab.studies.audio._complex_aec_data import DOUBLE, FAR, NEAR, RATE, Clips
-from claimlab.studies.audio._complex_aec_method import D3, combine, compress, erle, istft, level, sisdr, stft
+from claimlab.studies.audio._complex_aec_method import D2 as D2  # shown in the notebook, as the three below
+from claimlab.studies.audio._complex_aec_method import D3, combine, compress, erle, geigel, istft, level, sisdr, stft
+from claimlab.studies.audio._complex_aec_method import delay_mask as delay_mask
+from claimlab.studies.audio._complex_aec_method import nlms as nlms
+from claimlab.studies.audio._complex_aec_method import tied as tied
 from claimlab.study import Control, Paper, beside
 from claimlab.training import Stepwise, Task, Tick
 
@@ -39,7 +43,7 @@ class Params:
                            high=60.0, unit="ms")  # fmt: skip
     nonlinearity: float = knob(1.5, "loudspeaker distortion; linear filters cannot follow", low=0.0, high=5.0)
     ser_db: float = knob(0.0, "speech to echo ratio in tests", low=-20.0, high=20.0, unit="dB")
-    nlms_mu: float = knob(0.5, "step of the adaptive filter: fast or stable", low=0.05, high=1.5)
+    nlms_mu: float = knob(0.2, "step of the adaptive filter: fast or stable", low=0.05, high=1.5)
     growth: int = knob(4, "channels a layer", low=2, high=12)
     sisdr_weight: float = knob(0.5, "waveform against spectral loss", low=0.0, high=1.0, live=True)
     blocks: int = knob(2, "multidilated blocks", low=1, high=4)
@@ -121,7 +125,7 @@ def cancelled(clips: Clips, length: int, mu: float) -> tuple[Tensor, Tensor]:
     busy = (clips.far.abs().amax(1) > 0).nonzero().flatten()
     for rows in busy.split(96):  # as many weights as stay in the cache
         far, mic = clips.far[rows], clips.mic[rows]
-        error[rows], echo[rows], _ = method.nlms(far, mic, length, mu, method.geigel(far, mic, length))
+        error[rows], echo[rows], _ = nlms(far, mic, length, mu, geigel(far, mic, length))
     return error, echo
 
 
@@ -187,7 +191,7 @@ def size(net: nn.Module) -> int:
 @lru_cache(maxsize=32)
 def real_growth(growth: int, blocks: int) -> int:
     """Channels a layer of the real network whose number of parameters comes nearest to the complex one's."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         wanted = size(D3(growth, blocks, 2))
         return min(range(growth, 2 * growth + 2), key=lambda g: abs(size(D3(g, blocks, 2, is_complex=False)) - wanted))
 
