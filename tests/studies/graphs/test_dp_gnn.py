@@ -192,7 +192,7 @@ def test_removals_of_the_study_equal_the_full_sums(smoke):
     """The study computes the touched subgraphs only; here both sums over all 400 nodes, on lists rebuilt without the node."""
     task, net = smoke.arms["dp_gnn"].tasks[0], smoke.arms["dp_gnn"].members[0]
     w = {name: value.detach() for name, value in net.named().items()}
-    chosen, found = task.removal[0], task.changes(net).detach()
+    chosen, found = task.removal[0].numpy(), task.changes(net).detach()
     assert len(chosen) >= 8 and np.argmax(task.world.degree) in chosen
 
     def total(table, roots):

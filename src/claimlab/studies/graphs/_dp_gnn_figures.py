@@ -112,8 +112,8 @@ def removal(lab) -> go.Figure:
     values, high = [], []
     for net, task in zip(run.members, run.tasks, strict=True):
         with torch.no_grad():
-            values.append(task.changes(net).numpy() / clip)
-        degree = task.world.degree[task.removal[0]]
+            values.append(task.changes(net).cpu().numpy() / clip)
+        degree = task.world.degree[task.removal[0].cpu().numpy()]
         high.append(degree >= np.sort(task.world.degree)[-max(1, lab.params.removals // 2)])
     values, high, bound = np.concatenate(values), np.concatenate(high), 2 * run.tasks[0].count
     figure, bins = go.Figure(), dict(start=-0.05, end=bound + 0.05, size=0.1)

@@ -127,7 +127,7 @@ class Mlp(Task):
         bound, p = type(self)(self.p), self.p
         bound.seed, bound.world = seed, world(seed, p.nodes, p.homophily, p.feature_signal, p.max_degree, own_path())
         bound.x, bound.y, bound.test = bound.world.x, bound.world.y, bound.world.test
-        bound.n = len(bound.y)
+        bound.n, bound.lists, bound.table = len(bound.y), bound.world.lists, bound.world.table
         if p.batch > bound.n:
             raise ValueError(f"batch = {p.batch} is not allowed: there are {bound.n} training nodes")
         bound.prepare()
@@ -173,7 +173,7 @@ class Gnn(Mlp):
         if self.plan.how == "none":
             return super().block(net, rng, step, n)
         order = self.order(_apart(rng)[0], n, self.p.batch).to(self.x.device)
-        return order, self.y[order], *(part.expand(n, *part.shape) for part in (self.x, *self.world.lists))  # views, no copies
+        return order, self.y[order], *(part.expand(n, *part.shape) for part in (self.x, *self.lists))  # views, no copies
 
     def loss(self, net, order, y, *graph):
         return cross_entropy(method.over_graph(net.named(), net.plan, *graph, rows=order), y) if graph else super().loss(net, order, y)
@@ -241,22 +241,22 @@ class DpGnn(Mlp):
 
     # ---- what the removal of a node changes
 
-    def removed(self) -> tuple[np.ndarray, Tensor, Tensor]:
+    def removed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Nodes that are tried [R], and for all subgraphs that hold one: the root [M] and the place of the removed node [M]."""
         half, rng = self.p.removals // 2, np.random.default_rng([self.seed, 200])
         chosen = np.unique(np.r_[np.argsort(-self.world.degree, kind="stable")[:half], rng.choice(self.n, min(half, self.n), False)])
         table = self.world.table.numpy()
         roots = [method.readers_of(table, node, self.p.hops) for node in chosen]
         place = np.repeat(np.arange(len(chosen)), [len(r) for r in roots])
-        return chosen, torch.from_numpy(np.concatenate(roots)), torch.from_numpy(place)
+        return torch.from_numpy(chosen), torch.from_numpy(np.concatenate(roots)), torch.from_numpy(place)
 
     def changes(self, net) -> Tensor:
         """|sum of clipped gradients with v - without v| over all training nodes, for each v that is tried, [R]. The lists stay
         as they were sampled, with v struck out; only the subgraphs that hold v change, so only these are computed."""
         chosen, roots, place = self.removal
         w, c, sums = net.named(), limits(self.p, net.plan), []
-        for gone in (None, torch.from_numpy(chosen)[place]):
-            nodes, alive = method.trees(self.world.table, roots, self.p.hops if self.k else 0, gone)
+        for gone in (None, chosen[place]):
+            nodes, alive = method.trees(self.table, roots, self.p.hops if self.k else 0, gone)
             each, _ = method.node_gradients(w, net.plan, self.x[nodes], alive, self.y[roots])
             flat = torch.cat([g.flatten(1) for g in method.clipped(each, c).values()], 1) * alive[:, :1]
             sums.append(flat.new_zeros(len(chosen), flat.shape[1]).index_add(0, place, flat))
