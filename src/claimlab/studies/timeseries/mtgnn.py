@@ -1,0 +1,428 @@
+"""MTGNN: a forecaster of many series that learns, while it learns to forecast, a directed graph of which one reads which.
+
+When nobody tells us which series drives which, can the graph be learned on the side, and does it help?
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from claimlab.claims import Claim
+from claimlab.params import knob
+from claimlab.parts.graphs import propagation
+from claimlab.parts.ranking import auc
+from claimlab.studies.timeseries import _mtgnn_data as data
+from claimlab.study import Control, Paper, beside
+from claimlab.training import Task, Tick
+
+PAPER = Paper(
+    title="Connecting the Dots: Multivariate Time Series Forecasting with Graph Neural Networks",
+    authors="Wu, Pan, Long, Jiang, Chang, Zhang", year=2020, url="https://arxiv.org/abs/2005.11650", theme="stages", system="MTGNN",
+    question="When nobody tells us which series drives which, can a forecaster learn the directed graph while it learns to "
+    "forecast?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Params:
+    neighbours: int = knob(5, "k kept edges a node", low=1, high=20, unit="edges", live=True)
+    depth: int = knob(2, "K, how far information travels a layer", low=1, high=5, unit="hops")
+    beta: float = knob(0.05, "share of the original state kept a hop; 1 switches the graph off", low=0.0, high=1.0, live=True)
+    saturation: float = knob(3.0, "a in tanh; large makes edges nearly binary", low=0.5, high=10.0)
+    coupling: float = knob(1.0, "strength of true links; at 0 the graph cannot help", low=0.0, high=1.5)
+    horizon: int = knob(3, "how far ahead", low=1, high=24, unit="steps")
+    steps: int = knob(200, "training steps", low=20, high=10000)
+    outputs: str = knob("multi", "forecast all horizons 1 to 6 (or to the judged one) at once, or the judged one alone",
+                        choices=("multi", "single"))  # fmt: skip
+    curriculum: int = knob(0, "steps after which one more horizon joins the loss; 0 trains all from the start", low=0, high=1000)
+    groups: int = knob(1, "random parts into which the nodes are cut; a step trains on one part", low=1, high=4)
+    spread: float = knob(1.0, "deviation of the first node embeddings; 1 is the authors' start", low=0.01, high=2.0)
+    nodes: int = knob(20, "series in the simulated network", low=4, high=60)
+    points: int = knob(2000, "simulated moments", low=200, high=20000)
+    links: str = knob("tanh", "how a driver acts: it saturates, or not", choices=("tanh", "linear"))
+    lags: int = knob(6, "longest lag of a true link", low=1, high=6, unit="steps")
+    layers: int = knob(3, "temporal and graph modules, one behind the other", low=1, high=6)
+    dilation: int = knob(1, "q, the factor by which dilation grows a layer", low=1, high=2)
+    seeds: int = knob(5, "independent repetitions", low=2, high=64)
+    SMOKE = dict(nodes=6, points=200, steps=20, seeds=2)
+    FULL = dict(nodes=40, points=6000, layers=4, steps=800, curriculum=40, groups=2, seeds=6)
+    CONTROL = Control(
+        set=dict(coupling=0.0), vanishes=("graph-helps", "mix-hop", "finds-drivers"),
+        why="Uncoupled series have no graph to learn.",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        if self.curriculum and self.outputs == "single":
+            raise ValueError("curriculum needs outputs: multi; a single horizon leaves nothing to add")
+        if self.links == "linear" and self.coupling > 1:
+            raise ValueError("coupling above 1 with links: linear lets the series grow without bound")
+
+
+CLAIMS = (
+    Claim("graph-helps", "The full model forecasts better than the same temporal network without graph convolution.",
+          kind="paired", metric="rse", arm="mtgnn", baseline="no_graph", better="lower", margin=0.01,
+          source="ablation (without graph convolution)"),
+    Claim("beats-var", "It forecasts better than a vector autoregression with ridge penalty.", kind="paired", metric="rse",
+          arm="mtgnn", baseline="var_ridge", better="lower", margin=0.01, source="main tables (VAR-type baselines)"),
+    Claim("mix-hop", "Keeping every hop's information (mix-hop) beats using the last hop only.", kind="paired", metric="rse",
+          arm="mtgnn", baseline="last_hop", better="lower", margin=0.005, source="ablation (without mix-hop)"),
+    Claim("finds-drivers", "Learned edges rank truly linked pairs above others: AUC of the learned adjacency against the "
+          "simulator's graph, direction ignored.", kind="bound", metric="edge_auc", arm="mtgnn", better="higher", margin=0.65,
+          source="abstract (extracts uni-directed relations)"),
+)  # fmt: skip
+HONESTY = (
+    "The true graph exists here by construction, while in traffic or finance nobody can check the learned one; learned edges "
+    "are predictive, not causal. Public benchmarks and hundreds of series are not at hand. If the links are nearly linear a "
+    "vector autoregression is optimal and will win."
+)
+
+KERNELS = (2, 3, 6, 7)
+CHANNELS, SKIP, END, EMBEDDING = 16, 32, 64, 16
+
+
+# ---- the method: B windows, N nodes (series), T moments, C channels, Q horizons
+
+
+def uni_directed(m1: Tensor, m2: Tensor, a: float) -> Tensor:
+    """A = ReLU(tanh(a (M1 M2^T - M2 M1^T))) [N, N] of M1, M2 [N, d]: what is inside is antisymmetric, so an edge has one direction."""
+    return (a * (m1 @ m2.mT - m2 @ m1.mT)).tanh().relu()
+
+
+def strongest(a: Tensor, k: int) -> Tensor:
+    """The k largest entries of each row of A [N, N]; the others are zero."""
+    values, places = a.topk(min(k, a.shape[-1]), dim=-1)
+    return torch.zeros_like(a).scatter(-1, places, values)
+
+
+def hops(h: Tensor, p: Tensor, beta: float, depth: int) -> list[Tensor]:
+    """H_0 = H and H_k = beta H + (1 - beta) P H_{k-1} up to K = depth, for H [B, N, F] and P [N, N] with rows that sum to 1."""
+    found = [h]
+    for _ in range(depth):
+        found.append(beta * h + (1 - beta) * (p @ found[-1]))
+    return found
+
+
+def receptive_field(layers: int, q: int) -> int:
+    """Moments that the last output of m layers can see, 1 + 6 (q^m - 1) / (q - 1), which is 1 + 6 m for q = 1."""
+    return 1 + 6 * sum(q**layer for layer in range(layers))
+
+
+class GraphLearner(nn.Module):
+    """Node embeddings E1, E2 [N, d]; M = tanh(a E W). `directed=False` is the ablation ReLU(tanh(a M1 M1^T))."""
+
+    def __init__(self, nodes: int, spread: float, directed: bool = True):
+        super().__init__()
+        shapes = {"e1": (nodes, EMBEDDING), "e2": (nodes, EMBEDDING)}
+        self.e1, self.e2 = (nn.Parameter(spread * torch.randn(shape)) for shape in shapes.values())
+        self.w1, self.w2 = (nn.Linear(EMBEDDING, EMBEDDING, bias=False) for _ in range(2))
+        self.directed = directed
+
+    def forward(self, p: Params) -> Tensor:
+        a = p.saturation
+        m1, m2 = (a * self.w1(self.e1)).tanh(), (a * self.w2(self.e2)).tanh()
+        return strongest(uni_directed(m1, m2, a) if self.directed else (a * m1 @ m1.mT).tanh().relu(), p.neighbours)
+
+
+class Inception(nn.Module):
+    """Two dilated inceptions, tanh(first) * sigmoid(second): [B, N, T, C] -> [B, N, T - 6 dilation, C].
+
+    Kernels of 2, 3, 6 and 7 moments, C / 4 channels each, end at the same moment; as one kernel of 7 with zeros in front they
+    are a single convolution, with the same result.
+    """
+
+    def __init__(self, dilation: int):
+        super().__init__()
+        self.dilation = dilation
+        self.branches = nn.ModuleList(nn.Conv1d(CHANNELS, CHANNELS // 4, k) for _ in range(2) for k in KERNELS)
+
+    def forward(self, h: Tensor) -> Tensor:
+        weight = torch.cat([F.pad(b.weight, (max(KERNELS) - b.kernel_size[0], 0)) for b in self.branches])
+        bias = torch.cat([b.bias for b in self.branches])
+        image = h.flatten(0, 1).unsqueeze(1).permute(0, 3, 1, 2)  # channels stay last in memory, which spares copies
+        both = F.conv2d(image, weight.unsqueeze(2), bias, dilation=(1, self.dilation)).permute(0, 2, 3, 1)
+        first, second = both.reshape(*h.shape[:2], -1, 2 * CHANNELS).chunk(2, -1)
+        return first.tanh() * second.sigmoid()
+
+
+class MixHop(nn.Module):
+    """sum_k H_k W_k on the graph plus the same, with weights of its own, on the reversed graph: [B, N, T, C] -> [B, N, T, C].
+
+    Concatenated hops through a 1x1 convolution are that sum. `last=True` is the ablation that keeps H_K alone. Hops move
+    between nodes, W_k between channels, so W_k goes first, and one product with H_k of the unit matrix does all its hops.
+    """
+
+    def __init__(self, depth: int, last: bool = False):
+        super().__init__()
+        self.depth, self.kept = depth, slice(depth, None) if last else slice(None)
+        self.mixes = nn.ModuleList(nn.Linear(CHANNELS * (1 if last else depth + 1), CHANNELS) for _ in range(2))
+
+    def forward(self, h: Tensor, a: Tensor, beta: float) -> Tensor:
+        unit, still, moved = torch.eye(len(a), device=h.device), 0.0, 0.0
+        for mix, edges in zip(self.mixes, (a, a.mT), strict=True):
+            moves = hops(unit, propagation(edges, symmetric=False), beta, self.depth)[self.kept]
+            for move, weight in zip(moves, mix.weight.chunk(len(moves), 1), strict=True):
+                if move is unit:  # H_0 stays where it is, in both modules
+                    still = still + weight
+                else:
+                    moved = moved + torch.bmm(move.expand(len(h), -1, -1), F.linear(h, weight).flatten(2))
+        bias = self.mixes[0].bias + self.mixes[1].bias
+        own = bias if isinstance(still, float) else F.linear(h, still, bias)
+        return own + (moved if isinstance(moved, float) else moved.view(h.shape))
+
+
+class PerNode(nn.Linear):
+    """Ablation: a 1x1 convolution in place of both graph modules."""
+
+    def forward(self, h: Tensor, a: Tensor | None, beta: float) -> Tensor:
+        return super().forward(h)
+
+
+class Forecaster(nn.Module):
+    """Past [B, N, 24] -> future [B, N, Q], both standardised. Each layer: temporal module, skip, graph module, residual, norm.
+
+    `learner` gives the adjacency, unless one is `given` [N, N]. Buffers keep the weights that validated best so far.
+    """
+
+    def __init__(self, p: Params, one: data.Series, mixer, learner: nn.Module | None = None, given: Tensor | None = None):
+        super().__init__()
+        nodes, field = one.x.shape[1], receptive_field(p.layers, p.dilation)
+        length = max(data.WINDOW, field)
+        self.length, dilations = length, [p.dilation**i for i in range(p.layers)]
+        self.lengths = [length - 6 * sum(dilations[: i + 1]) for i in range(p.layers)]
+        self.start = nn.Linear(1, CHANNELS)
+        self.temporal = nn.ModuleList(Inception(d) for d in dilations)
+        ends = [(1, length), *((CHANNELS, t) for t in self.lengths), (CHANNELS, self.lengths[-1])]
+        self.skips = nn.ModuleList(nn.Linear(channels * t, SKIP) for channels, t in ends)  # a kernel over all that is left
+        self.gains = nn.ParameterList(torch.ones(nodes, t, CHANNELS) for t in self.lengths)
+        self.shifts = nn.ParameterList(torch.zeros(nodes, t, CHANNELS) for t in self.lengths)
+        self.out = nn.Sequential(nn.ReLU(), nn.Linear(SKIP, END), nn.ReLU(), nn.Linear(END, len(one.horizons)))
+        self.mixers = nn.ModuleList(mixer() for _ in dilations)
+        self.learner = learner() if learner else None  # the last to be drawn: the arms share what they have in common
+        self.register_buffer("given", given)
+        self.register_buffer("scale", one.scale.clone())
+        self.register_buffer("lowest", torch.tensor(float("inf")))
+        for name, value in list(self.named_parameters()):
+            self.register_buffer(f"best_{name.replace('.', '_')}", value.detach().clone())
+
+    def adjacency(self, p: Params) -> Tensor | None:
+        """A [N, N] as the graph modules read it, before it is normalised: A_ij is how much node i reads of node j."""
+        return self.learner(p) if self.learner else self.given
+
+    def forward(self, past: Tensor, p: Params, masks: tuple[Tensor, ...] = (), nodes: Tensor | None = None) -> Tensor:
+        """`masks` [B, N, T', C] are dropout, already scaled; `nodes` picks the rows of the network that `past` holds."""
+        a = self.adjacency(p)
+        if nodes is not None and a is not None:
+            a = a[nodes][:, nodes]
+        x = F.pad(past, (self.length - past.shape[-1], 0))
+        h, total = self.start(x[..., None]), self.skips[0](x)
+        for i, (temporal, mixer, t) in enumerate(zip(self.temporal, self.mixers, self.lengths, strict=True)):
+            gain, shift = (one[i] if nodes is None else one[i][nodes] for one in (self.gains, self.shifts))
+            g = temporal(h) * masks[i] if masks else temporal(h)
+            total = total + self.skips[i + 1](g.flatten(2))
+            mixed = mixer(g, a, p.beta) + h[:, :, -t:]
+            h = F.layer_norm(mixed, mixed.shape[1:], gain, shift)
+        return self.out(total + self.skips[-1](h.flatten(2)))
+
+    def keep(self, loss: float) -> None:
+        """Remember the weights if they validate better than all before."""
+        if loss < self.lowest:
+            self.lowest.fill_(loss)
+            for name, value in self.named_parameters():
+                self.get_buffer(f"best_{name.replace('.', '_')}").copy_(value.detach())
+
+    def best(self) -> Forecaster:
+        """A copy with the weights that validated best; the present ones where nothing has been validated yet."""
+        found = copy.deepcopy(self)
+        with torch.no_grad():
+            for name, value in found.named_parameters() if self.lowest.isfinite() else ():
+                value.copy_(self.get_buffer(f"best_{name.replace('.', '_')}"))
+        return found
+
+
+def edges_found(a: Tensor, graph: np.ndarray) -> dict[str, float]:
+    """AUC of max(A_ij, A_ji) for pairs linked in either direction, and of A_ij for "j drives i". Nodes are no own neighbours."""
+    a, upper, off = a.detach().cpu().numpy(), np.triu_indices(len(graph), 1), ~np.eye(len(graph), dtype=bool)
+    either = np.maximum(graph, graph.T)[upper]
+    return {"edge_auc": float(auc(either, np.maximum(a, a.T)[upper])), "directed_auc": float(auc(graph[off], a[off]))}
+
+
+# ---- the arms
+
+
+def horizons(p: Params) -> tuple[int, ...]:
+    return (p.horizon,) if p.outputs == "single" else tuple(range(1, max(6, p.horizon) + 1))
+
+
+def laws(p: Params) -> tuple:
+    return p.nodes, p.points, p.lags, p.links == "linear", p.coupling
+
+
+def load(seed: int, p: Params) -> data.Series:
+    """The series of a seed, or of the file that CLAIMLAB_DATA names."""
+    return data.series(seed, *laws(p), horizons(p), os.environ.get("CLAIMLAB_DATA", ""))
+
+
+class Mtgnn(Task):
+    """The full model: L1 loss in the series' own units, Adam with weight decay, gradients clipped to norm 5, dropout 0.3."""
+
+    lr, weight_decay, batch_size, clip, dropout = 1e-3, 1e-4, 16, 5.0, 0.3
+    vectorize = False  # its convolutions gain nothing from stacking: vmap takes three times as long
+
+    @property
+    def every(self):
+        return max(20, self.steps // 50)
+
+    def bind(self, seed):
+        bound = type(self)(self.p)
+        bound.series = load(seed, self.p)
+        return bound
+
+    def init(self):
+        return Forecaster(self.p, self.series, self.mixer, self.learner, self.given())
+
+    def mixer(self):
+        return MixHop(self.p.depth)
+
+    def learner(self):
+        return GraphLearner(self.series.x.shape[1], self.p.spread)
+
+    def given(self):
+        return None
+
+    def optimizer(self, groups):
+        return torch.optim.Adam(groups, fused=True)
+
+    def batch(self, net, rng, step):
+        """Past, future, which horizons count yet [Q], the nodes of this step, and dropout masks."""
+        starts = torch.randint(len(self.series.train), (self.batch_size,), generator=rng)
+        past, future = self.series.windows(starts)
+        count = past.shape[1]
+        nodes = torch.randperm(count, generator=rng)[: count // self.p.groups].sort()[0]
+        reached = 1 + step // self.p.curriculum if self.p.curriculum else future.shape[-1]
+        active = (torch.arange(future.shape[-1]) < reached).float()
+        shapes = [(self.batch_size, len(nodes), t, CHANNELS) for t in net.lengths]
+        masks = [(torch.rand(shape, generator=rng) >= self.dropout) / (1 - self.dropout) for shape in shapes]
+        return past[:, nodes], future[:, nodes], active, nodes, *masks
+
+    def loss(self, net, past, future, active, nodes, *masks):
+        """Mean absolute error in the series' own units, over the horizons that count yet."""
+        guess = net(past, self.p, masks, nodes if self.p.groups > 1 else None)
+        return ((guess - future).abs() * net.scale[nodes, None] * (active / active.sum())).sum(-1).mean()
+
+    def gradients(self, net, *batch):
+        with torch.enable_grad():
+            loss, named = self.loss(net, *batch), dict(net.named_parameters())
+            found = torch.autograd.grad(loss, named.values(), allow_unused=True, materialize_grads=True)
+        factor = (self.clip / torch.cat([g.flatten() for g in found]).norm()).clamp(max=1.0)
+        return loss.detach(), {name: factor * g for name, g in zip(named, found, strict=True)}
+
+    def forecast(self, net, starts) -> tuple[Tensor, Tensor]:
+        """Truth and forecast [B, N, Q], standardised, in bites that fit the cache."""
+        both = [(y, net(x, self.p)) for x, y in (self.series.windows(part) for part in torch.as_tensor(starts).split(32))]
+        return tuple(torch.cat(part) for part in zip(*both, strict=True))
+
+    def metrics(self, net):
+        """Validation loss on every fourth window; `net` keeps the weights that did best."""
+        truth, guess = self.forecast(net, self.series.valid[::4])
+        loss = ((guess - truth).abs() * self.series.scale[:, None]).mean()
+        net.keep(float(loss))
+        return {"validation_loss": loss} | self.edges(net)
+
+    def edges(self, net) -> dict[str, float]:
+        known = self.series.graph is not None and net.learner is not None
+        return edges_found(net.adjacency(self.p), self.series.graph) if known else {}
+
+    def final(self, net):
+        """Of the weights that validated best: errors on the test windows, and the graph."""
+        best = net.best()
+        return data.scores(self.series, *self.forecast(best, self.series.test), self.p.horizon) | self.edges(best)
+
+
+class NoGraph(Mtgnn):
+    learner = None
+
+    def mixer(self):
+        return PerNode(CHANNELS, CHANNELS)
+
+
+class LastHop(Mtgnn):
+    def mixer(self):
+        return MixHop(self.p.depth, last=True)
+
+
+class Undirected(Mtgnn):
+    def learner(self):
+        return GraphLearner(self.series.x.shape[1], self.p.spread, directed=False)
+
+
+class TrueGraph(Mtgnn):
+    """A frame: nobody has to learn the graph."""
+
+    learner = None
+
+    def given(self):
+        return torch.from_numpy(self.series.graph).float()
+
+    @staticmethod
+    def when(params):
+        path = os.environ.get("CLAIMLAB_DATA", "")
+        return not path or data.own_series(path)[1] is not None
+
+
+class Fixed:
+    """What needs no training by gradient: `forecast` gives truth and guess [B, N, Q] on the test windows of a seed."""
+
+    def __init__(self, params, seeds):
+        self.p, self.tasks, self.seeds = params, [Mtgnn(params).bind(seed) for seed in seeds], seeds
+
+    def ticks(self):
+        yield Tick(1, [data.scores(t.series, *self.forecast(t.series), self.p.horizon) for t in self.tasks])
+
+
+class VarRidge(Fixed):
+    """Ridge vector autoregression, one for each horizon; number of lags and penalty by the validation windows."""
+
+    def forecast(self, one):
+        return data.ridge(one)[:2]
+
+
+class SeasonalNaive(Fixed):
+    """The value 24 steps before."""
+
+    def forecast(self, one):
+        past, future = one.windows(one.test)
+        return future, past[..., [h - 1 for h in one.horizons]]
+
+
+class Simulator(Fixed):
+    """A floor for all: the law that made the series, with its links and its season, goes on without noise."""
+
+    def __init__(self, params, seeds):
+        super().__init__(params, seeds)
+        self.worlds = {id(task.series): data.world(seed, *laws(params)) for task, seed in zip(self.tasks, seeds, strict=True)}
+
+    @staticmethod
+    def when(params):
+        return not os.environ.get("CLAIMLAB_DATA", "")
+
+    def forecast(self, one):
+        links, _, tide = self.worlds[id(one)]
+        return one.windows(one.test)[1], data.foretold(one, self.p.coupling * links, tide, self.p.links == "linear")
+
+
+ARMS = {
+    "mtgnn": Mtgnn, "no_graph": NoGraph, "last_hop": LastHop, "undirected": Undirected, "true_graph": TrueGraph,
+    "var_ridge": VarRidge, "seasonal_naive": SeasonalNaive, "simulator": Simulator,
+}  # fmt: skip
+figures = beside(__name__, "figures")
+VIEWS = {
+    "learned and true graph": beside(__name__, "graph_view"),
+    "forecasts of four series": beside(__name__, "forecast_view"),
+}
