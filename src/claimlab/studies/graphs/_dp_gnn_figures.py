@@ -89,7 +89,7 @@ def over_epsilon(lab) -> go.Figure:
     _add_level(figure, lab, "mlp", edges, "dot")
     _add_level(figure, lab, "gnn", edges)
     paying = [f"{e:g}" for e in x[found["dp_gnn"] > found["dp_mlp"]]]
-    title = "Of the budgets tried, the private graph network is more accurate than the private MLP at " + (
+    title = "Of the budgets tried, DP-GNN is more accurate than the private MLP at " + (
         f"ε = {', '.join(paying)}" if paying else "none")
     ticks = [0.3, 1, 3, 6, 12, 30, 100, 300]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
@@ -122,8 +122,7 @@ def removal(lab) -> go.Figure:
     for at, text, side in ((1, "C: ordinary DP-SGD", "right"), (bound, "2 C N(K, r): the lemma", "left")):
         figure.add_vline(x=at, line=dict(color=OTHERS[3], dash="dash", width=2), annotation_text=text, annotation_position=f"top {side}")
     figure.update_layout(barmode="stack").update_xaxes(range=[-0.1, bound * 1.04])
-    title = (f"{(values > 1.001).mean():.0%} of the removals move the sum by more than C, the farthest by {values.max():.2f} C; "
-             f"allowed are {bound:g} C")  # fmt: skip
+    title = f"{(values > 1.001).mean():.0%} of the removals move the sum by more than C; the farthest {values.max():.2f} C"
     return style(figure, title, x="change of the clipped sum of gradients [units of C]", y="removals (all seeds)", height=420)
 
 
@@ -179,9 +178,9 @@ def over_homophily(lab) -> go.Figure:
     for arm, dash in (("dp_mlp", "dash"), ("mlp", "dot")):
         _add_level(figure, lab, arm, (x[0], x[-1]), dash)
     below = values.mean(1) < _last(lab, "dp_mlp").mean()
-    title = f"The private graph network is {'below' if below.all() else 'above'} the private MLP at every homophily"
+    title = f"DP-GNN is {'below' if below.all() else 'above'} the private MLP at every homophily"
     if below.any() and not below.all():
-        title = f"The private graph network passes the private MLP between a homophily of {x[below].max():g} and {x[~below].min():g}"
+        title = f"DP-GNN passes the private MLP between a homophily of {x[below].max():g} and {x[~below].min():g}"
     figure.update_yaxes(title_text="accuracy [share of test nodes]")
     return style(figure, title, x="share of edges inside a class (0.2: the graph says nothing)", height=460)
 
