@@ -88,7 +88,7 @@ def confusion(told, seen: int) -> go.Figure:
 def lime_map(net, market, seed: int) -> go.Figure:
     """Mean size of the LIME weights by level and age, and beside it the scaled book of one of the windows."""
     levels = market.stocks[0].rows.shape[1] // 4
-    weight = study.explained(net, market, min(100, len(market.test) // 25))
+    weight = study.explained(net, market, min(100, len(market.test) // 50))
     size = weight.abs().sum(0).unflatten(0, (-1, levels)).numpy()  # [block, level]
     share = method.level_shares(weight, levels).mean(0)
     window = market.windows(0, market.test[:1])[0][0].numpy()

@@ -182,7 +182,7 @@ class DeepLob(Forecaster):
         return method.deeplob(self.p.levels, c, c, 2 * c)
 
     def final(self, net):
-        weight = explained(net.kept(), self.market, min(40, len(self.market.test) // 25))
+        weight = explained(net.kept(), self.market, min(40, len(self.market.test) // 50))
         return super().final(net) | {"share_level1": float(method.level_shares(weight, self.p.levels)[:, 0].mean())}
 
 
