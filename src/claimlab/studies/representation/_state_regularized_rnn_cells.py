@@ -137,19 +137,46 @@ def read_off(net: Recurrent, words: np.ndarray, lengths: np.ndarray, pull: float
     return counted(path, words, lengths, votes_on(net, net.centroids.detach().cpu().numpy()), net.symbols)
 
 
+def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, tries: int = 3, rounds: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's algorithm from k-means++ starts, the best of `tries`: centres [k or fewer, D] and the label [N] of each point."""
+    distinct, count = np.unique(points, axis=0, return_counts=True)
+    best = (np.inf, None)
+    for _ in range(tries):
+        odds, near, chosen = count.astype(float), np.full(len(distinct), np.inf), []
+        while len(chosen) < k and odds.sum() > 0:
+            chosen.append(rng.choice(len(distinct), p=odds / odds.sum()))
+            near = np.minimum(near, ((distinct - distinct[chosen[-1]]) ** 2).sum(1))
+            odds = count * near
+        centres = distinct[chosen]
+        for _ in range(rounds):
+            label = _far(distinct, centres).argmin(1)
+            weight = np.bincount(label, count, len(centres))
+            moved = np.stack([np.bincount(label, count * column, len(centres)) for column in distinct.T], 1)
+            moved = np.where(weight[:, None] > 0, moved / weight.clip(1)[:, None], centres).astype(points.dtype)
+            if np.abs(moved - centres).max() < 1e-6:
+                break
+            centres = moved
+        if (loss := (_far(distinct, centres).min(1) * count).sum()) < best[0]:
+            best = loss, centres
+    return best[1], _far(points, best[1]).argmin(1)
+
+
+def _far(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Squared distances [N, k]."""
+    return ((points**2).sum(1)[:, None] - 2 * points @ centres.T + (centres**2).sum(1)).clip(0)
+
+
 def clustered(net: Recurrent, words: np.ndarray, lengths: np.ndarray, states: int, seed: int = 0, tries: int = 3) -> Dfa:
     """The automaton of any recurrent network: its hidden states are put into `states` clusters by k-means, transitions are
     counted as in `read_off`, and a cluster accepts if most of the words that end in it are accepted by the network."""
-    from sklearn.cluster import KMeans
-
     h = traced(net, words)[0]
     inside = np.arange(h.shape[1]) <= lengths[:, None]
-    known = KMeans(min(states, len(np.unique(h[inside], axis=0))), n_init=tries, random_state=seed).fit(h[inside])
+    centres, labels = kmeans(h[inside], states, np.random.default_rng(seed), tries)
     path = np.zeros(inside.shape, int)
-    path[inside] = known.labels_
+    path[inside] = labels
     last = np.arange(len(words)), lengths
     ends, answer = path[last], votes_on(net, h[last])
-    votes = votes_on(net, known.cluster_centers_)
+    votes = votes_on(net, centres)
     for q in np.unique(ends):
         votes[q] = answer[ends == q].mean() > 0.5
     return counted(path, words, lengths, votes, net.symbols)

@@ -277,7 +277,8 @@ def own_split(path: str, rng: np.random.Generator, vocabulary: int = 2000, cap: 
     number = {word: n for n, (word, _) in enumerate(sorted(known.items(), key=lambda one: (-one[1], one[0]))[:vocabulary], 1)}
 
     def part(rows):
-        words, lengths = np.zeros((len(rows), cap), int), np.array([min(cap, len(texts[k])) for k in rows])
+        lengths = np.array([min(cap, len(texts[k])) for k in rows])
+        words = np.zeros((len(rows), lengths.max()), int)
         for row, k in enumerate(rows):
             words[row, : lengths[row]] = [number.get(word, 0) for word in texts[k][:cap]]
         return Words(words, lengths, np.array([names.index(labels[k]) for k in rows]))
