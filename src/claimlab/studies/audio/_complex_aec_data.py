@@ -189,7 +189,7 @@ def clips(rng: np.random.Generator, scenario: np.ndarray, speakers: np.ndarray, 
     return Clips(*tensors, torch.from_numpy(scenario), torch.from_numpy(np.where(at < SECOND, at, -1)))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=12)
 def made(seed: int, count: int, tests: int, delay_ms: float, nonlinearity: float, ser_db: float, path: str = "") -> tuple[Clips, Clips]:
     """Training and test clips of `seed`, a third of each scenario, by different speakers; or those of one's own folder."""
     if path:

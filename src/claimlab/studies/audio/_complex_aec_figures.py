@@ -79,8 +79,8 @@ def _alike(wave: Tensor, model: Tensor) -> Tensor:
 def _curves(figure, lab, arm: str, x, values: np.ndarray, colour: str) -> None:
     """Mean of `values` [seeds, points] with its 95 % band."""
     low, high = np.array([interval(column) if len(column) > 1 else (column[0],) * 2 for column in values.T]).T
-    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(colour, 0.18), line_width=0,
-                       hoverinfo="skip", showlegend=False, legendgroup=arm)  # fmt: skip
+    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", fill="toself", fillcolor=faded(colour, 0.18),
+                       line_width=0, hoverinfo="skip", showlegend=False, legendgroup=arm)  # fmt: skip
     figure.add_scatter(x=x, y=values.mean(0), mode="lines+markers", marker_size=5, line=dict(color=colour, width=2.5), name=arm,
                        legendgroup=arm)  # fmt: skip
 
@@ -107,7 +107,7 @@ def album(lab) -> go.Figure:
     waves = {name: torch.from_numpy(wave) for name, wave in sounds(lab).items()}
     clean = waves["clean near-end speech"]
     told = [f"{name} {method.sisdr(waves[name], clean):.1f}" for name in ("microphone", "nlms_plus_mask", "complex_dual") if name in waves]
-    return _grid(waves, f"One clip of double talk, seed {lab.seeds[0]}: SI-SDR against the clean speech in dB: {', '.join(told)}", 3)
+    return _grid(waves, f"Double talk, one clip of seed {lab.seeds[0]}. SI-SDR in dB: {', '.join(told)}", 3)
 
 
 # ---- reaction to a path change
@@ -136,7 +136,8 @@ def reaction(lab) -> go.Figure:
     figure.add_vline(x=0.5, line=dict(dash="dash", width=1.5, color=INK), annotation_text="the room changes",
                      annotation_position="top right")  # fmt: skip
     figure.add_vrect(x0=0.5, x1=0.8, fillcolor="rgba(128,128,128,0.12)", line_width=0, layer="below")
-    title = "Echo removed in the 300 ms after the change (shaded): " + ", ".join(f"{a} {v:.1f} dB" for a, v in after.items())
+    told = ", ".join(f"{arm} {after[arm]:.1f} dB" for arm in ("nlms", "nlms_plus_mask", "complex_dual") if arm in after)
+    title = f"Echo removed in the 300 ms after the room has changed: {told}"
     return style(figure, title, x="time in the clip [s]", y="echo removed, ERLE [dB]", height=460)
 
 
@@ -198,15 +199,18 @@ def delay_phase(lab, delay: int = 12) -> go.Figure:
     clip = test.far[test.of(FAR)[0]]
     own = np.angle(network_mask(lab.arms["complex_dual"].members[0].eval(), clip, delay).numpy())
     line = -2 * np.pi * k * delay / method.WINDOW
-    figure = go.Figure()
+    figure = make_subplots(1, 2, subplot_titles=("phase of the mask on the loopback", "distance from the line"), horizontal_spacing=0.13)
     figure.add_scatter(x=khz, y=line, mode="lines", line=dict(color=INK, dash="dash"), name=f"−2πkd/N, d = {delay} samples")
-    figure.add_scatter(x=khz, y=learned, mode="markers", marker=dict(color=OTHERS[1], size=6), name="mask learned for this delay")
-    near = own + 2 * np.pi * np.round((line - own) / (2 * np.pi))  # a phase is known up to whole turns: the one next to the line
-    figure.add_scatter(x=khz, y=near, mode="markers", marker=dict(color=BLUE, size=6, symbol="x"), name="masks of the trained network")
-    off = np.sqrt(np.mean((near - line) ** 2))
-    title = (f"A mask learned for one delay has slope {slope:.3f} radians a bin (theory {-2 * np.pi * delay / method.WINDOW:.3f}); "
-             f"the trained network's is {off:.1f} radians off on average (1.8: chance)")  # fmt: skip
-    return style(figure, title, x="frequency [kHz]", y="phase [radians]", height=430)
+    off = {"mask learned for this delay": learned - line, "masks of the trained network": own - line}
+    off = {name: np.angle(np.exp(1j * value)) for name, value in off.items()}  # a phase is known up to whole turns
+    for (name, value), colour in zip(off.items(), (OTHERS[1], BLUE), strict=True):
+        marker = dict(color=colour, size=5)
+        figure.add_scatter(x=khz, y=value, mode="markers", marker=marker, name=name, legendgroup=name, row=1, col=2)
+    figure.add_scatter(x=khz, y=learned, mode="markers", marker=dict(color=OTHERS[1], size=5), showlegend=False, row=1, col=1)
+    figure.update_yaxes(title_text="radians", col=1).update_yaxes(range=[-np.pi - 0.2, np.pi + 0.2], col=2)
+    title = (f"Learned for one delay, the phase falls {-slope:.3f} radians a bin (theory {2 * np.pi * delay / method.WINDOW:.3f}); "
+             f"the trained network is {np.sqrt(np.mean(off['masks of the trained network'] ** 2)):.1f} off (chance: 1.8)")  # fmt: skip
+    return style(figure, title, x="frequency [kHz]", height=430)
 
 
 # ---- scenarios

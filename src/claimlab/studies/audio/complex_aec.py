@@ -49,13 +49,13 @@ class Params:
     blocks: int = knob(2, "multidilated blocks", low=1, high=4)
     clips: int = knob(400, "training clips of one second", low=12, high=4000)
     tests: int = knob(120, "test clips of one second", low=12, high=1200)
-    batch: int = knob(4, "excerpts an update, half of them double talk", low=2, high=32)
+    batch: int = knob(2, "excerpts an update, half of all double talk", low=2, high=32)
     crop_ms: int = knob(500, "length of an excerpt", low=200, high=1000, unit="ms")
     ablation: bool = knob(False, "also train the dense block with one dilation a layer")
-    steps: int = knob(150, "optimiser steps", low=2, high=10000)
+    steps: int = knob(200, "optimiser steps", low=2, high=10000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
-    SMOKE = dict(steps=4, batch=2, crop_ms=256, clips=12, tests=12, seeds=2)
-    FULL = dict(steps=600, growth=6, blocks=3, ablation=True)
+    SMOKE = dict(steps=4, crop_ms=256, clips=12, tests=12, seeds=2)
+    FULL = dict(steps=800, growth=6, blocks=3, ablation=True)
     CONTROL = Control(
         set=dict(nonlinearity=0.0, ser_db=20), vanishes=("end-to-end-beats-two-stage", "dual-mask"),
         why="A weak and linear echo is what an adaptive filter removes completely.",
@@ -129,7 +129,7 @@ def cancelled(clips: Clips, length: int, mu: float) -> tuple[Tensor, Tensor]:
     return error, echo
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=12)
 def filtered(seed: int, count: int, tests: int, delay_ms: float, nonlinearity: float, ser_db: float, path: str,
              length: int, mu: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:  # fmt: skip
     """What the adaptive filter makes of training and test clips, all in one pass over the samples."""
@@ -199,14 +199,14 @@ def real_growth(growth: int, blocks: int) -> int:
 class ComplexDual(Task):
     """Complex masks on microphone and loopback, end to end. Other arms of a seed see the same excerpts in the same order."""
 
-    lr = 5e-3
+    lr = 1e-2
     vectorize = False  # convolutions of this size gain nothing from stacking
     ahead = 10
     is_complex, two_stage, multidilated = True, False, True
 
     @property
     def every(self) -> int:
-        return max(1, self.steps // 5)
+        return self.steps // 5 if self.steps >= 10 else self.steps
 
     @property
     def how(self) -> str:
