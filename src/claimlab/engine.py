@@ -12,6 +12,7 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 
+from claimlab import warm
 from claimlab.job import ANSI, kernel_environment
 
 NAME = "claimlab"
@@ -26,6 +27,14 @@ class OwnInterpreter(AsyncKernelManager):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             kwargs.update(transport="ipc", ip=f"{folder}/kernel")
         super().__init__(**kwargs)
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **how) -> None:
+        wanted = {name: how.get(name) for name in ("env", "cwd", "stdout", "stderr")}
+        if all(wanted.values()) and (forked := warm.fork(self.connection_file, **wanted)):
+            self.provisioner.process, self.provisioner.pid, self.provisioner.pgid = forked, forked.pid, forked.pid
+            self._reconcile_connection_info(self.provisioner.connection_info)
+        else:
+            await super()._async_launch_kernel(kernel_cmd, **how)
 
     @property
     def kernel_spec(self) -> KernelSpec:

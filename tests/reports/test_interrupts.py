@@ -52,7 +52,8 @@ def test_the_same_command_goes_on_where_it_stopped(report, blow, until):
 
     first = start()
     until(half)
-    kernels = [p for p in psutil.Process(first.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
+    kernels = [p for p in psutil.Process(first.pid).children(recursive=True) if {"claimlab.warm", "ipykernel_launcher"} & set(p.cmdline())]
+    assert kernels
     first.send_signal(blow)
     code = first.wait(timeout=200)
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernels))

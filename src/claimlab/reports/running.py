@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from claimlab import admission, job, runner
+from claimlab import admission, job, runner, warm
 from claimlab.params import KnobError
 from claimlab.reports.planning import Entry, Item
 from claimlab.study import StudyError
@@ -37,7 +37,7 @@ class Hands:
         items = [item for one in entries for item in (one.main, one.control) if item is not None and not item.reused]
         waiting = sorted(items, key=lambda i: (i.control, -(i.expected or 0.0)))
         going: dict[Future, Item] = {}
-        with _interrupts(self), ThreadPoolExecutor(self.abreast) as pool:
+        with _interrupts(self), warm.kernels(), ThreadPoolExecutor(self.abreast) as pool:
             while waiting or going:
                 while (item := self._next(waiting, going.values())) is not None:
                     waiting.remove(item)
