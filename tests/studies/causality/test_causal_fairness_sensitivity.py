@@ -324,6 +324,16 @@ def test_coverage_tells_an_insured_interval_from_a_trusting_one(smoke):
     assert last["coverage_bare"] <= last["coverage"]
 
 
+def test_a_seed_is_shown_with_its_world_and_from_both_sides(smoke):
+    found = checks.by_world(smoke)
+    last = smoke.table[smoke.table.metric == "true_unfairness"].groupby(["arm", "seed"]).value.last()
+    assert all(found.loc[s, "robust_fair"] == pytest.approx(last["robust_fair", s]) for s in (1000, 1001))
+    assert found["strength"].to_dict() == {1000: 1.5, 1001: 3.0}
+    net = smoke.arms["naive_fair"].members[0]
+    turned = method.effects(net().flip(0), net.law[0].flip(0, 1), net.true_observed[0].flip(0), net.true_share[0].flip(0))
+    assert found.loc[1000, "naive_fair, from a = 1"] == pytest.approx(turned.abs().max().item(), abs=1e-12)
+
+
 # ---- records of one's own
 
 
@@ -343,7 +353,8 @@ def test_records_take_the_place_of_the_simulation(tmp_path, monkeypatch, smoke):
     assert "worst_case" in metrics and not {"true_unfairness", "coverage"} & metrics
     net = lab.arms["robust_fair"].members[0]
     assert net.seen.sum() + net.held.sum() == 400 and net.scores().shape == (2, 2, 3)
-    assert set(lab.figures()) == set(smoke.figures()) - {"fairness and accuracy"}
+    assert set(lab.figures()) == set(smoke.figures()) and checks.by_world(lab) is None
+    assert "possible" in lab.figures()["fairness and accuracy"].layout.yaxis.title.text
     assert all(view(net, lab.params).data for view in M.VIEWS.values())
 
 

@@ -63,6 +63,25 @@ def outcome(one: World, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     return low, high, true
 
 
+@torch.no_grad()
+def by_world(lab, arms: tuple[str, ...] = ("naive_fair", "robust_fair")):
+    """A row a seed: strength of its world, where u pushes m, the largest true effect, and that seen from a = 1, which no arm
+    constrains: |DE_10(1)|, |IE_10(1)|, |SE_10|. None for records, whose truth nobody knows."""
+    import pandas as pd
+
+    p, rows = lab.params, {}
+    for k, seed in enumerate(lab.seeds):
+        for arm in arms:
+            net, known = lab.arms[arm].members[k], lab.arms[arm].tasks[k].cases.worlds
+            if not known:
+                return None
+            row = rows.setdefault(seed, {"strength": float(method.level(p.true_gamma, net.factor[0])),
+                                         "u moves m": "up" if known[0].sign * p.confounder_to_mediator > 0 else "down"})  # fmt: skip
+            row[arm] = net.true_effects(p.conditional).abs().max().item()
+            row[f"{arm}, from a = 1"] = net.true_effects(p.conditional, back=True).abs().max().item()
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed").sort_values("strength", kind="stable")
+
+
 def resampled(counts: Tensor, rng: np.random.Generator) -> Tensor:
     """Bootstrap tables [B, W, K, 2, d, 2]: as many rows again, drawn from each table."""
     flat = counts.flatten(1).cpu().numpy()

@@ -101,10 +101,10 @@ class Predictor(nn.Module):
         counts = self.held if half == "test" else self.seen[0]
         return method.bounds(self(), self.observed[0], *self.limits(gamma, conditional, scaled), shares(counts))
 
-    def true_effects(self, conditional: bool = False) -> Tensor:
-        """Exact effects [3] in the own world."""
-        law = self.own_law if conditional else self.law
-        return method.effects(self(), law[0], self.true_observed[0], self.true_share[0])
+    def true_effects(self, conditional: bool = False, back: bool = False) -> Tensor:
+        """Exact effects [3] in the own world: DE_01(0), IE_01(0), SE_01, or `back` from a = 1: DE_10(1), IE_10(1), SE_10."""
+        law, (i, j) = self.own_law if conditional else self.law, (1, 0) if back else (0, 1)
+        return method.effects(self(), law[0], self.true_observed[0], self.true_share[0], i, j, a=i)
 
     def accuracy(self) -> Tensor:
         """Share of the test rows with round(f) = y."""
