@@ -82,15 +82,15 @@ def _edge(start: np.ndarray, end: np.ndarray, alone: bool) -> tuple[list, np.nda
     middle = (start + end) / 2 + across * 0.16 * np.linalg.norm(along)
     t = np.linspace(0, 1, 41)[:, None]
     curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
-    clear = (np.linalg.norm(curve - start, axis=1) > 0.2) & (np.linalg.norm(curve - end, axis=1) > 0.2)
-    return list(map(tuple, curve[clear])), (start + end) / 4 + middle / 2 + across * 0.11
+    clear = (np.linalg.norm(curve - start, axis=1) > 0.25) & (np.linalg.norm(curve - end, axis=1) > 0.25)
+    return list(map(tuple, curve[clear])), curve[14] + across * 0.1  # nearer to the start, where lines lie further apart
 
 
 def _bare(figure: go.Figure, axes: int) -> None:
     for k in range(1, axes + 1):
         mark = "" if k == 1 else str(k)
-        figure.layout[f"xaxis{mark}"].update(visible=False, range=[-1.75, 1.75], constrain="domain")
-        figure.layout[f"yaxis{mark}"].update(visible=False, range=[-1.75, 1.75], scaleanchor=f"x{mark}", constrain="domain")
+        figure.layout[f"xaxis{mark}"].update(visible=False, range=[-1.65, 1.65], constrain="domain")
+        figure.layout[f"yaxis{mark}"].update(visible=False, range=[-1.65, 1.65], scaleanchor=f"x{mark}", constrain="domain")
 
 
 def automata(lab) -> go.Figure:
@@ -145,7 +145,7 @@ def _scatter(figure, cloud, name: str, shown: bool, at: dict) -> None:
 
 def hidden(lab, count: int = 60) -> go.Figure:
     """Hidden states on long test words in two principal components, plain against state-regularised; first seed."""
-    figure = make_subplots(1, 2, subplot_titles=("gru", "sr_gru"), horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, subplot_titles=("gru", "sr_gru"), horizontal_spacing=0.14)
     for col, arm in enumerate(("gru", "sr_gru"), 1):
         net, test = lab.arms[arm].members[0], lab.arms[arm].tasks[0].test
         cloud = _cloud(net, test.words[:count], test.lengths[:count], TOMITA[lab.params.language], lab.params.snap,
@@ -201,8 +201,8 @@ def _by_size(figure, arm: str, found: list, width: int, at: dict) -> None:
     rows = [np.array([right[(size - 1) // width == b].mean() for size, right in found if ((size - 1) // width == b).any()]) for b in bins]
     x, mean = bins * width + (width + 1) / 2, np.array([row.mean() for row in rows])
     low, high = np.array([interval(row) if len(row) > 1 else (row[0], row[0]) for row in rows]).T
-    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]].clip(0, 1), fill="toself", fillcolor=faded(COLOURS[arm], 0.15),
-                       line_width=0, hoverinfo="skip", showlegend=False, **at)  # fmt: skip
+    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]].clip(0, 1), fill="toself", mode="lines",
+                       fillcolor=faded(COLOURS[arm], 0.15), line_width=0, hoverinfo="skip", showlegend=False, **at)  # fmt: skip
     figure.add_scatter(x=x, y=mean, mode="lines+markers", line=dict(color=COLOURS[arm], width=2.5), marker_size=5, name=arm, **at)
 
 
@@ -241,8 +241,8 @@ def used(lab) -> go.Figure:
             colour = OTHERS[3] if arm == "sr_lstm_p" else COLOURS[arm]
             low, high = np.array([interval(row) for row in wide.to_numpy()]).T
             x = wide.index.to_numpy()
-            figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(colour, 0.15), line_width=0,
-                               hoverinfo="skip", showlegend=False, row=1, col=col)  # fmt: skip
+            figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", mode="lines", fillcolor=faded(colour, 0.15),
+                               line_width=0, hoverinfo="skip", showlegend=False, row=1, col=col)  # fmt: skip
             figure.add_scatter(x=x, y=wide.mean(axis=1), mode="lines", line=dict(color=colour, width=2.5), name=arm, showlegend=col == 1,
                                row=1, col=col)  # fmt: skip
             last[arm, metric] = wide.iloc[-1].mean()
