@@ -87,26 +87,26 @@ def test_mix_hop_is_concatenation_and_a_convolution_of_width_one(last):
     mix, a, beta, depth = built(lambda: M.MixHop(2, last)), torch.rand(5, 5, generator=generator()), 0.3, 2
     h = torch.randn(3, 5, 4, M.CHANNELS, generator=generator(1))
     total = 0
-    for layer, edges in zip(mix.mixes, (a, a.T), strict=True):
+    for weight, bias, edges in zip(mix.weight, mix.bias, (a, a.T), strict=True):
         edges = edges + torch.eye(5)
         walk, states = edges / edges.sum(1, keepdim=True), [h]
         for _ in range(depth):
             states.append(beta * h + (1 - beta) * torch.einsum("ij,bjtc->bitc", walk, states[-1]))
         joined = torch.cat(states[-1:] if last else states, -1).permute(0, 3, 1, 2)
-        total = total + F.conv2d(joined, layer.weight[:, :, None, None], layer.bias)
-    assert torch.allclose(mix(h, a, beta), total.permute(0, 2, 3, 1), atol=1e-5)
+        total = total + F.conv2d(joined, torch.cat(list(weight), 1)[:, :, None, None], bias)
+    assert torch.allclose(mix(h, M.walks(a, beta, depth)), total.permute(0, 2, 3, 1), atol=1e-5)
 
 
 def test_beta_one_and_depth_zero_see_no_graph():
     h = torch.randn(3, 5, 4, M.CHANNELS, generator=generator())
     first, second = (torch.rand(5, 5, generator=generator(seed)) for seed in (1, 2))
     mix = built(lambda: M.MixHop(2))
-    assert torch.equal(mix(h, first, 1.0), mix(h, second, 1.0))
-    assert not torch.allclose(mix(h, first, 0.05), mix(h, second, 0.05), atol=1e-3)
+    assert torch.equal(mix(h, M.walks(first, 1.0, 2)), mix(h, M.walks(second, 1.0, 2)))
+    assert not torch.allclose(mix(h, M.walks(first, 0.05, 2)), mix(h, M.walks(second, 0.05, 2)), atol=1e-3)
     flat = built(lambda: M.MixHop(0))
-    weight, bias = sum(m.weight for m in flat.mixes), sum(m.bias for m in flat.mixes)
-    expected = F.conv2d(h.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    assert torch.allclose(flat(h, first, 0.05), expected, atol=1e-5)
+    weight, bias = flat.weight.sum((0, 1))[:, :, None, None], flat.bias.sum(0)
+    expected = F.conv2d(h.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+    assert torch.allclose(flat(h, M.walks(first, 0.05, 0)), expected, atol=1e-5)
 
 
 # ---- the temporal module
@@ -117,7 +117,8 @@ def test_inception_is_four_convolutions_cut_to_equal_length(dilation):
     module, h = built(lambda: M.Inception(dilation)), torch.randn(2, 3, 20, M.CHANNELS, generator=generator())
     series = h.flatten(0, 1).transpose(1, 2)
     with torch.no_grad():
-        outs = [F.conv1d(series, b.weight, b.bias, dilation=dilation) for b in module.branches]
+        parts = zip(module.weight.squeeze(2).split(4), module.bias.split(4), 2 * M.KERNELS, strict=True)
+        outs = [F.conv1d(series, weight[..., 7 - k :], bias, dilation=dilation) for weight, bias, k in parts]
         halves = [torch.cat([o[..., -(20 - 6 * dilation) :] for o in outs[part]], 1) for part in (slice(4), slice(4, 8))]
         expected = (halves[0].tanh() * halves[1].sigmoid()).transpose(1, 2).unflatten(0, (2, 3))
         assert torch.allclose(module(h), expected, atol=1e-5)
@@ -142,6 +143,15 @@ def test_a_short_past_is_padded_on_the_left():
     net, past = built(task.init), task.series.windows([0, 1])[0]
     assert net.length == 43 and net.lengths[-1] == 1
     assert torch.equal(net(past, p), net(F.pad(past, (19, 0)), p))
+
+
+def test_dropout_hits_its_share_and_keeps_the_mean():
+    first, second = M.dropout([(50, 41), (99, 7)], 0.3, generator())
+    for mask in (first, second):
+        assert mask.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=0.01)]
+        assert mask.mean().item() == pytest.approx(1, abs=0.12)
+    rows = (first[:40] > 0).float()
+    assert np.abs(np.corrcoef(rows.T)[np.triu_indices(41, 1)]).mean() < 0.17  # independent entries: about 0.13
 
 
 # ---- the simulated network, windows and scores

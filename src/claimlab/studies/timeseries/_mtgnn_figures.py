@@ -87,10 +87,11 @@ def forecasts(lab) -> go.Figure:
         figure.add_scatter(x=when, y=truth[:, i].numpy(), mode="lines", line=dict(color="#000000", width=1), name="truth",
                            opacity=0.6, showlegend=first, legendgroup="truth", row=row, col=1)  # fmt: skip
         for arm, (_, guess) in found.items():
-            figure.add_scatter(x=when, y=guess[:, i, k].numpy(), mode="lines", line=dict(color=COLOURS[arm], width=2), name=arm,
-                               showlegend=first, legendgroup=arm, row=row, col=1)  # fmt: skip
+            pen = dict(color=COLOURS[arm], width=2, dash="solid" if arm == "mtgnn" else "dot")
+            figure.add_scatter(x=when, y=guess[:, i, k].numpy(), mode="lines", line=pen, name=arm, showlegend=first,
+                               legendgroup=arm, row=row, col=1)  # fmt: skip
     figure.update_xaxes(title_text="moment in the test part [steps]", row=len(shown))
-    figure.update_yaxes(title_text="deviations")
+    figure.update_yaxes(title_text="value [sd]")
     apart = (found["mtgnn"][1] - found["no_graph"][1])[..., k].square().mean().sqrt()
     return style(figure, f"{lab.params.horizon} steps ahead (seed {lab.seeds[0]}): with and without the graph the forecasts lie "
                  f"{apart:.2f} standard deviations apart, the truth {(truth - found['mtgnn'][1][..., k]).square().mean().sqrt():.2f} "
@@ -124,7 +125,7 @@ def by_horizon(lab) -> go.Figure:
     if {"mtgnn", "no_graph"} <= set(means):
         title += f"; mtgnn {means['mtgnn'][at]:.3f}, without the graph {means['no_graph'][at]:.3f}"
     if "simulator" in means:
-        title += f"; who knows the law, {means['simulator'][at]:.3f}"
+        title += f"; with the law known {means['simulator'][at]:.3f}"
     return style(figure, title, x="horizon [steps ahead]", y="RSE [1: no better than the mean]", height=480)
 
 
@@ -182,5 +183,5 @@ def forecast_view(net, params) -> go.Figure:
                            showlegend=i == 0, **at)  # fmt: skip
         figure.add_scatter(x=ahead, y=guess[0, i].numpy(), mode="lines+markers", line=dict(color=BLUE), name="forecast",
                            showlegend=i == 0, **at)  # fmt: skip
-    figure.update_xaxes(title_text="steps from now", row=2).update_yaxes(title_text="deviations", col=1)
+    figure.update_xaxes(title_text="steps from now", row=2).update_yaxes(title_text="value [sd]", col=1)
     return style(figure, "Four series of the test part: past, future and forecast (data of seed 0)", height=460)

@@ -61,23 +61,35 @@ class GraphLearner(nn.Module):
         return strongest(uni_directed(m1, m2, a) if self.directed else (a * m1 @ m1.mT).tanh().relu(), p.neighbours)
 
 
+def walks(a: Tensor, beta: float, depth: int) -> Tensor:
+    """[2, K+1, N, N]: H_k = walks[., k] @ H on the graph A [N, N] and on the reversed graph, for any H."""
+    unit = torch.eye(len(a), device=a.device)
+    return torch.stack([torch.stack(hops(unit, propagation(edges, symmetric=False), beta, depth)) for edges in (a, a.mT)])
+
+
+def _uniform(*shape: int, inputs: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape).uniform_(-(inputs**-0.5), inputs**-0.5))  # torch's own law for layers
+
+
 class Inception(nn.Module):
     """Two dilated inceptions, tanh(first) * sigmoid(second): [B, N, T, C] -> [B, N, T - 6 dilation, C].
 
-    Kernels of 2, 3, 6 and 7 moments, C / 4 channels each, end at the same moment; as one kernel of 7 with zeros in front they
-    are a single convolution, with the same result.
+    Kernels of 2, 3, 6 and 7 moments, C / 4 channels each, end at the same moment: that is one kernel of 7 in which the
+    shorter ones begin with zeros (`mask`).
     """
 
     def __init__(self, dilation: int):
         super().__init__()
-        self.dilation = dilation
-        self.branches = nn.ModuleList(nn.Conv1d(CHANNELS, CHANNELS // 4, k) for _ in range(2) for k in KERNELS)
+        self.dilation, each = dilation, CHANNELS // len(KERNELS)
+        sizes = [k for _ in range(2) for k in KERNELS for _ in range(each)]
+        mask = torch.stack([(torch.arange(max(KERNELS)) >= max(KERNELS) - k).float().expand(CHANNELS, 1, -1) for k in sizes])
+        self.register_buffer("mask", mask)
+        self.weight = nn.Parameter(mask * torch.stack([_uniform(CHANNELS, 1, max(KERNELS), inputs=CHANNELS * k) for k in sizes]))
+        self.bias = nn.Parameter(torch.cat([_uniform(1, inputs=CHANNELS * k) for k in sizes]))
 
     def forward(self, h: Tensor) -> Tensor:
-        weight = torch.cat([F.pad(b.weight, (max(KERNELS) - b.kernel_size[0], 0)) for b in self.branches])
-        bias = torch.cat([b.bias for b in self.branches])
         image = h.flatten(0, 1).unsqueeze(1).permute(0, 3, 1, 2)  # channels stay last in memory, which spares copies
-        both = F.conv2d(image, weight.unsqueeze(2), bias, dilation=(1, self.dilation)).permute(0, 2, 3, 1)
+        both = F.conv2d(image, self.weight * self.mask, self.bias, dilation=(1, self.dilation)).permute(0, 2, 3, 1)
         first, second = both.reshape(*h.shape[:2], -1, 2 * CHANNELS).chunk(2, -1)
         return first.tanh() * second.sigmoid()
 
@@ -86,32 +98,31 @@ class MixHop(nn.Module):
     """sum_k H_k W_k on the graph plus the same, with weights of its own, on the reversed graph: [B, N, T, C] -> [B, N, T, C].
 
     Concatenated hops through a 1x1 convolution are that sum. `last=True` is the ablation that keeps H_K alone. Hops move
-    between nodes, W_k between channels, so W_k goes first, and one product with H_k of the unit matrix does all its hops.
+    between nodes, W_k [C, C] between channels, so that W_k may go first; H_0 stays where it is, in both modules.
     """
 
     def __init__(self, depth: int, last: bool = False):
         super().__init__()
-        self.depth, self.kept = depth, slice(depth, None) if last else slice(None)
-        self.mixes = nn.ModuleList(nn.Linear(CHANNELS * (1 if last else depth + 1), CHANNELS) for _ in range(2))
+        kept = [depth] if last else list(range(depth + 1))
+        self.kept, inputs = kept, len(kept) * CHANNELS
+        self.weight, self.bias = _uniform(2, len(kept), CHANNELS, CHANNELS, inputs=inputs), _uniform(2, CHANNELS, inputs=inputs)
 
-    def forward(self, h: Tensor, a: Tensor, beta: float) -> Tensor:
-        unit, still, moved = torch.eye(len(a), device=h.device), 0.0, 0.0
-        for mix, edges in zip(self.mixes, (a, a.mT), strict=True):
-            moves = hops(unit, propagation(edges, symmetric=False), beta, self.depth)[self.kept]
-            for move, weight in zip(moves, mix.weight.chunk(len(moves), 1), strict=True):
-                if move is unit:  # H_0 stays where it is, in both modules
-                    still = still + weight
-                else:
-                    moved = moved + torch.bmm(move.expand(len(h), -1, -1), F.linear(h, weight).flatten(2))
-        bias = self.mixes[0].bias + self.mixes[1].bias
-        own = bias if isinstance(still, float) else F.linear(h, still, bias)
-        return own + (moved if isinstance(moved, float) else moved.view(h.shape))
+    def forward(self, h: Tensor, moves: Tensor) -> Tensor:
+        """`moves` [2, K+1, N, N] as from `walks`."""
+        total = self.bias.sum(0)
+        if self.kept[0] == 0:
+            total = F.linear(h, self.weight[:, 0].sum(0), total)
+        far = [(move[k], one[i]) for move, one in zip(moves, self.weight, strict=True) for i, k in enumerate(self.kept) if k]
+        moved = torch.zeros((), device=h.device)
+        for move, weight in far:
+            moved = torch.baddbmm(moved, move.expand(len(h), -1, -1), F.linear(h, weight).flatten(2))
+        return total + moved.view(h.shape) if far else total
 
 
 class PerNode(nn.Linear):
     """Ablation: a 1x1 convolution in place of both graph modules."""
 
-    def forward(self, h: Tensor, a: Tensor | None, beta: float) -> Tensor:
+    def forward(self, h: Tensor, moves: Tensor | None) -> Tensor:
         return super().forward(h)
 
 
@@ -151,13 +162,14 @@ class Forecaster(nn.Module):
         a = self.adjacency(p)
         if nodes is not None and a is not None:
             a = a[nodes][:, nodes]
+        moves = None if a is None else walks(a, p.beta, p.depth)
         x = F.pad(past, (self.length - past.shape[-1], 0))
         h, total = self.start(x[..., None]), self.skips[0](x)
         for i, (temporal, mixer, t) in enumerate(zip(self.temporal, self.mixers, self.lengths, strict=True)):
             gain, shift = (one[i] if nodes is None else one[i][nodes] for one in (self.gains, self.shifts))
             g = temporal(h) * masks[i] if masks else temporal(h)
             total = total + self.skips[i + 1](g.flatten(2))
-            mixed = mixer(g, a, p.beta) + h[:, :, -t:]
+            mixed = mixer(g, moves) + h[:, :, -t:]
             h = F.layer_norm(mixed, mixed.shape[1:], gain, shift)
         return self.out(total + self.skips[-1](h.flatten(2)))
 
@@ -175,6 +187,17 @@ class Forecaster(nn.Module):
             for name, value in found.named_parameters() if self.lowest.isfinite() else ():
                 value.copy_(self.get_buffer(f"best_{name.replace('.', '_')}"))
         return found
+
+
+def dropout(shapes: list[tuple[int, ...]], share: float, rng: torch.Generator) -> list[Tensor]:
+    """A mask of each shape: 0 for a share of the entries, rounded to a 256th, and for the others what keeps the mean at 1.
+
+    One random byte an entry, eight to a draw: a uniform number each would take a tenth of the training time.
+    """
+    sizes, edge = [int(np.prod(shape)) for shape in shapes], round(256 * share)
+    drawn = torch.empty(-(-sum(sizes) // 8), dtype=torch.int64).random_(-(2**63), None, generator=rng).view(torch.uint8)
+    masks = (drawn[: sum(sizes)] >= edge).float().mul_(256 / (256 - edge)).split(sizes)
+    return [mask.view(shape) for mask, shape in zip(masks, shapes, strict=True)]
 
 
 def edges_found(a: Tensor, graph: np.ndarray) -> dict[str, float]:
