@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from claimlab.claims import Claim
 from claimlab.params import knob
-from claimlab.parts.schedules import cosine
+from claimlab.parts.schedules import one_cycle
 from claimlab.studies.audio import _complex_aec_data as data
 from claimlab.studies.audio import _complex_aec_method as method
 from claimlab.studies.audio._complex_aec_data import DOUBLE, FAR, NEAR, RATE, Clips
@@ -226,7 +226,7 @@ class ComplexDual(Task):
                       multidilated=self.multidilated)  # fmt: skip
 
     def schedule(self, step, steps):
-        return cosine(step, steps)
+        return one_cycle(step, steps)
 
     def block(self, net, rng, step, n):
         length = self.p.crop_ms * RATE // 1000 // method.HOP * method.HOP
