@@ -64,7 +64,7 @@ def graphs(lab) -> go.Figure:
     """Learned and true adjacency, directions kept."""
     net, task = lab.arms["mtgnn"].members[0], lab.arms["mtgnn"].tasks[0]
     with torch.no_grad():
-        learned = net.best().adjacency(lab.params).numpy()
+        learned = net.best().adjacency(lab.params).cpu().numpy()
     title = f"Seed {lab.seeds[0]}: {_facts(learned, task.series.graph)}"
     if len(found := _last(lab, "mtgnn", "edge_auc")):
         title += f". Over all seeds the AUC without direction is {found.mean():.2f} (0.5 is chance)"
@@ -136,7 +136,7 @@ def training(lab) -> go.Figure:
     for part in (0, 1 / 3, 2 / 3, 1):
         step, members = run.past(round(run.total * part))
         with torch.no_grad():
-            shots[step] = members[0].adjacency(lab.params).numpy()
+            shots[step] = members[0].adjacency(lab.params).cpu().numpy()
     labels = {step: f"Step {step}: {_facts(a, one.graph)}" for step, a in shots.items()}
     (first, start), *_, (_, end) = shots.items()
     figure = _pair(start, one.graph, "")

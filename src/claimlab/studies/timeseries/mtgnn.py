@@ -168,7 +168,8 @@ class Mtgnn(Task):
 
     def forecast(self, net, starts) -> tuple[Tensor, Tensor]:
         """Truth and forecast [B, N, Q], standardised, in bites that fit the cache."""
-        both = [(y, net(x, self.p)) for x, y in (self.series.windows(part) for part in torch.as_tensor(starts).split(32))]
+        parts = (self.series.windows(part) for part in torch.as_tensor(starts).split(32))
+        both = [(y, net(x.to(net.scale), self.p).cpu()) for x, y in parts]
         return tuple(torch.cat(part) for part in zip(*both, strict=True))
 
     def metrics(self, net):
