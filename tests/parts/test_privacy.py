@@ -39,3 +39,8 @@ def test_renyi_divergence_is_the_integral(order):
 def test_noise_spends_its_budget_and_no_more(epsilon):
     sigma = privacy.noise_for(epsilon, 0.064, 250, 2.5e-5)
     assert epsilon - 1e-3 * epsilon < privacy.spent(0.064, sigma, 250, 2.5e-5) <= epsilon
+
+
+def test_a_budget_that_no_noise_reaches_is_refused():
+    with pytest.raises(ValueError, match="epsilon = 0.01 is too small for 250 steps"):
+        privacy.noise_for(0.01, 0.064, 250, 2.5e-5)

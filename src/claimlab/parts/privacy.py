@@ -37,7 +37,7 @@ def spent(q: float, sigma: float, steps: int, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def noise_for(epsilon: float, q: float, steps: int, delta: float) -> float:
-    """The noise multiplier sigma at which `steps` steps spend `epsilon`."""
+    """The noise multiplier sigma at which `steps` steps spend `epsilon`; ValueError where no noise at these orders suffices."""
 
     def excess(log_sigma: float) -> float:
         return spent(q, math.exp(log_sigma), steps, delta) - epsilon
@@ -47,4 +47,6 @@ def noise_for(epsilon: float, q: float, steps: int, delta: float) -> float:
         low -= 0.5
     while excess(high) > 0:
         high += 1.0
+        if high > math.log(1e6):
+            raise ValueError(f"epsilon = {epsilon} is too small for {steps} steps at delta = {delta}: no noise reaches it")
     return math.exp(brentq(excess, low, high, xtol=1e-5)) * (1 + 1e-5)

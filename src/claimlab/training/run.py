@@ -15,7 +15,8 @@ from torch import nn
 
 from claimlab.params import SETTABLE
 from claimlab.training.ensemble import Ensemble
-from claimlab.training.task import Stepwise, Task, Tick
+from claimlab.training.rows import Rows
+from claimlab.training.task import Stepwise, Supervised, Task, Tick
 
 CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of the cache
 HISTORY_BYTES = 32 << 20
@@ -43,6 +44,8 @@ class Run(Stepwise):
         size = chunk or self._chunk_size()
         self.chunks = [slice(a, min(a + size, len(self.seeds))) for a in range(0, len(self.seeds), size)]
         self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
+        gathers = self.stacked and task.ahead > 1 and getattr(type(task), "block", None) is Supervised.block
+        self.rows = [Rows(self.tasks[c], self.device) for c in self.chunks] if gathers else []
         self.step, self.diverged = 0, {}
         self.overrides: list[dict[str, float]] = [{} for _ in self.seeds]
         self.frozen: set[str] = set()
@@ -109,11 +112,14 @@ class Run(Stepwise):
 
     def _draw(self) -> None:
         self._block_from, self._block_rng = self.step, [g.get_state() for g in self.rngs]
-        blocks = [self._draw_member(i) for i in range(len(self.seeds))]
-        parts = [blocks[chunk] for chunk in self.chunks]
-        if self.stacked:  # [n, S, ...], so that a step takes one slice
-            parts = [tuple(torch.stack(same, 1) for same in zip(*chunk, strict=True)) for chunk in parts]
-        self._block = parts
+        self._block = [self._draw_chunk(k, chunk) for k, chunk in enumerate(self.chunks)]
+
+    def _draw_chunk(self, k: int, chunk: slice) -> list | tuple[torch.Tensor, ...]:
+        """The batches of a chunk's members: stacked [n, S, ...], so that a step takes one slice, or those of each member."""
+        if self.stacked and self.rows and (drawn := self.rows[k].draw(self.rngs[chunk], self.task.ahead)):
+            return drawn
+        blocks = [self._draw_member(i) for i in range(len(self.seeds))[chunk]]
+        return tuple(torch.stack(same, 1) for same in zip(*blocks, strict=True)) if self.stacked else blocks
 
     def _draw_member(self, i: int) -> tuple[torch.Tensor, ...]:
         task, net, rng = self.tasks[i], self.members[i], self.rngs[i]

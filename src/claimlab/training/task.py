@@ -125,8 +125,12 @@ class Supervised(Task):
     x: Tensor
     y: Tensor
 
+    def rows(self, rng: torch.Generator, n: int) -> Tensor:
+        """Which examples the next `n` batches hold: [n, batch_size]."""
+        return torch.randint(len(self.x), (n, self.batch_size), generator=rng)
+
     def block(self, net, rng, step, n):
-        rows = torch.randint(len(self.x), (n, self.batch_size), generator=rng)
+        rows = self.rows(rng, n)
         return self.x[rows], self.y[rows]
 
     def batch(self, net, rng, step):
