@@ -196,6 +196,15 @@ def test_shift_is_a_monotone_map_of_the_unit_interval_with_its_slope():
     assert torch.allclose(grad, slope, atol=1e-8) and bool((slope > 0).all())
 
 
+def test_no_shift_leaves_an_outcome_behind_altogether():
+    """Total variation pays for a far tail that gets all the mass; the slope must not underflow there."""
+    raw = torch.zeros(13)
+    raw[0], raw[1:5], raw[5:9], raw[9:] = -90.0, -80.0, 0.0, -80.0
+    _, slope = method.shift(raw, midpoints(2000, torch.float32))
+    assert float((1 / slope).max()) == pytest.approx(1 / method.FLOOR, rel=1e-3)
+    assert float(slope.mean()) == pytest.approx(1.0, abs=2e-3)
+
+
 def test_ratio_of_densities_is_the_inverse_slope():
     """p_h by the law of 400,000 shifted draws against phi / g, on intervals of u."""
     raw = torch.randn(13, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

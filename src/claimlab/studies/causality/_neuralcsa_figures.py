@@ -81,7 +81,7 @@ def effects(lab) -> go.Figure:
     told = []
     for k, arm in enumerate(arms, 1):
         net, word = lab.arms[arm].members[0], WORDS[arm[-2:] if arm.endswith("kl") else "msm"]
-        colour = BLUE if k == 1 else OTHERS[1]
+        colour = arm_colours(lab)[arm]
         share = _effect(fig, net.first, net.four(2000)[0][0], net.best if k == 1 else None, k, f"learned, {word} model", colour)
         told.append(f"{share:.0%} of the query points with the {word} model")
         fig.update_xaxes(title="first covariate x (1)", row=1, col=k)
@@ -198,7 +198,7 @@ def gaps(lab) -> go.Figure:
         told.append(f"{word} {np.nanmean(values):.3g}")
     limit = next(c.margin for c in lab.study.claims if c.id == "matches-closed-form")
     fig.add_hline(y=limit, line={"color": INK, "dash": "dash", "width": 1}, annotation_text="margin of matches-closed-form")
-    return style(fig, "Mean gap to the sharp marginal upper bound: " + ", ".join(told), y="gap (sd of y)", x="arm").update_yaxes(
+    return style(fig, "Gap to the sharp upper bound: " + ", ".join(told), y="gap (sd of y)", x="arm").update_yaxes(
         rangemode="tozero"
     )
 

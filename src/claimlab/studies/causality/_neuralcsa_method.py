@@ -16,6 +16,7 @@ from claimlab.parts.confounding import hidden_cause, ratio_limits, worst_case
 MODELS = ("msm", "kl", "tv", "hellinger", "chi2", "rosenbaum")
 EDGE = 4.0  # the spline spans latent values in [-4, 4]; beyond it goes on as a straight line
 BUMPS = 4
+FLOOR = 1e-3  # least slope of G: no u becomes more than a thousand times as likely, where a divergence would let it
 
 
 class Maker(nn.Module):
@@ -110,7 +111,8 @@ def shift(raw: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     z, start, end = (t.unsqueeze(-1) - c) / s, softplus(-c / s), softplus((1 - c) / s)
     total = (level + (w * s * (end - start)).sum(-1, keepdim=True))[..., 0]
     reached = level[..., 0] * t + (w * s * (softplus(z) - start)).sum(-1)
-    return reached / total, (level[..., 0] + (w * torch.sigmoid(z)).sum(-1)) / total
+    slope = level[..., 0] + (w * torch.sigmoid(z)).sum(-1)
+    return (1 - FLOOR) * reached / total + FLOOR * t, (1 - FLOOR) * slope / total + FLOOR
 
 
 def latent(t: Tensor) -> Tensor:
