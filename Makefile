@@ -26,9 +26,8 @@ dashboard: install ## the dashboard alone
 report: install ## the report of all studies at the default profile
 	$(BIN)/claimlab report --all -o runs/report
 
-bench: install ## speed as ratios in one run
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/live.py
+bench: install ## speed as ratios in one run: results.csv and results.html in benchmarks
+	for one in training explaining private wells machine commands live page; do $(BIN)/python benchmarks/$$one.py || exit 1; done
 
 install: $(VENV)/installed ## the virtual environment
 

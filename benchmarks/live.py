@@ -1,7 +1,7 @@
 """Steering, ledger and pages under load, measured in one run: `python benchmarks/live.py [--only NAME]`.
 
 Figures of time are medians or percentiles; figures of peers (the extra `bench` of pyproject.toml) come from the same
-run on the same machine. Goals stand in the last column.
+run on the same machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from table import Row, keep
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 4.0  # of writing by each set of writers
@@ -27,8 +30,7 @@ METRICS = ("loss", "accuracy", "norm", "rate", "gap")
 FORK = multiprocessing.get_context("fork")  # no torch in this process, so that a child costs little
 
 
-def line(name: str, value: str, goal: str = "") -> None:
-    print(f"{name:64} {value:>34}   {goal}", flush=True)
+AREA = "live"
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -99,18 +101,18 @@ def writing(write, url: str, names: list[str], read) -> tuple[float, list[float]
     return total / SECONDS, looks
 
 
-def stores(folder: Path) -> None:
+def stores(folder: Path) -> Iterator[Row]:
     """Points a second from 1, 2 and 8 writers, and how long a reader waits meanwhile."""
     for count in (1, 2, 8):
         for peer in (_ledger, _mlflow, _tensorboard):
             try:
                 write, url, names, read = peer(folder, count)
             except ImportError as error:
-                line(f"{peer.__name__[1:]}, {count} writers", f"not installed ({error.name})")
+                yield Row(AREA, f"points, {count} writer(s)", peer.__name__[1:], None, "a second", note=f"needs {error.name}")
                 continue
             rate, looks = writing(write, url, names, read)
-            waits = f", reader p50 {1e3 * statistics.median(looks):.1f} ms" if looks else ""
-            line(f"points a second: {peer.__name__[1:]}, {count} writer(s)", f"{rate:,.0f}{waits}")
+            waits = f"a reader waits {1e3 * statistics.median(looks):.1f} ms" if looks else ""
+            yield Row(AREA, f"points, {count} writer(s)", peer.__name__[1:], rate, "a second", note=waits)
 
 
 def _ledger(folder: Path, count: int):
@@ -160,7 +162,7 @@ def _acknowledging(url: str, name: str, pipe) -> None:
             os.write(pipe, step.to_bytes(8, "little"))
 
 
-def kills(folder: Path, count: int = 100) -> None:
+def kills(folder: Path, count: int = 100) -> Iterator[Row]:
     """Kill a writer at a random moment, again and again; every step that it had been told is safe must be there."""
     from sqlalchemy import create_engine, text
 
@@ -183,13 +185,13 @@ def kills(folder: Path, count: int = 100) -> None:
         lost, steps = lost + max(0, safe - there), steps + safe
     with create_engine(url).connect() as connection:
         whole = connection.execute(text("PRAGMA integrity_check")).scalar()
-    line(f"acknowledged steps lost in {count} kills (of {steps:,}); integrity", f"{lost}; {whole}", "0; ok")
+    yield Row(AREA, f"acknowledged steps lost in {count} kills", "ledger", lost, "steps", goal=0, note=f"of {steps:,}; integrity {whole}")
 
 
 # ---- steering
 
 
-def effect(folder: Path, count: int = 30) -> None:
+def effect(folder: Path, count: int = 30) -> Iterator[Row]:
     """From queueing a command to its effect, one a second, and how long a step takes, on a running study.
 
     A change is preceded by a checkpoint of all arms, here some 40 MB.
@@ -210,8 +212,9 @@ def effect(folder: Path, count: int = 30) -> None:
             while any(c["answered"] is None for c in book.commands(run)) and book.run(run)["status"] in ALIVE:
                 time.sleep(0.05)
             waits = [c["answered"] - c["time"] for c in book.commands(run) if c["verb"] == verb and c["ok"]]
-            shown = f"p50 {1e3 * statistics.median(waits):.0f} ms, p95 {1e3 * percentile(waits, 0.95):.0f} ms"
-            line(f"command to effect: {verb} (a step takes {1e3 * step:.0f} ms)", shown, "p95 <= a step + 50 ms")
+            note = f"p50 {1e3 * statistics.median(waits):.0f} ms; a step takes {1e3 * step:.0f} ms"
+            worst = 1e3 * percentile(waits, 0.95)
+            yield Row(AREA, f"command to effect: {verb}, p95", "claimlab", worst, "ms", goal=1e3 * step + 50, note=note)
     finally:
         worker.kill()
         worker.wait()
@@ -279,7 +282,7 @@ def _server():
     return screenshots.server()
 
 
-def crowded(folder: Path, runs: int = 1000, points: int = 1_000_000) -> None:
+def crowded(folder: Path, runs: int = 1000, points: int = 1_000_000) -> Iterator[Row]:
     """Each page over a ledger of many runs and points, warm."""
     from claimlab.ledger import Ledger
     from claimlab.study import find
@@ -296,19 +299,22 @@ def crowded(folder: Path, runs: int = 1000, points: int = 1_000_000) -> None:
         book.set_status(run, "finished")
     pages = {"": "", "study": f"study=mixup&run={run}", "live": "", "compare": "study=mixup", "reports": ""}
 
-    async def visit(address: str) -> None:
+    async def visit(address: str) -> list[Row]:
+        found = []
         for page, query in pages.items():
             took = []
             for _ in range(5):
                 async with Visitor(address, page, query) as one:
                     took.append((await one.run())[0])
-            line(f"page {page or 'catalogue'} over {runs:,} runs and {points:,} points", f"{statistics.median(took[1:]):.2f} s", "< 1 s")
+            case = f"page over {runs:,} runs and {points:,} points"
+            found.append(Row(AREA, case, page or "catalogue", statistics.median(took[1:]), "s", goal=1.0))
+        return found
 
     with _server() as (address, _):
-        asyncio.run(visit(address))
+        yield from asyncio.run(visit(address))
 
 
-def viewers(folder: Path, count: int = 30, seconds: int = 20) -> None:
+def viewers(folder: Path, count: int = 30, seconds: int = 20) -> Iterator[Row]:
     """Many viewers of one run that goes on, each with a tick a second."""
     from claimlab.ledger import Ledger
 
@@ -320,9 +326,8 @@ def viewers(folder: Path, count: int = 30, seconds: int = 20) -> None:
     finally:
         worker.kill()
         worker.wait()
-    shown = f"p50 {1e3 * statistics.median(ticks):.0f} ms, p95 {1e3 * percentile(ticks, 0.95):.0f} ms"
-    line(f"a tick of the study page, {count} viewers at 1 Hz", shown)
-    line("the server's share of a core meanwhile", f"{100 * spent / seconds:.0f} %", "<= 25 %")
+    note = f"a tick p50 {1e3 * statistics.median(ticks):.0f} ms, p95 {1e3 * percentile(ticks, 0.95):.0f} ms"
+    yield Row(AREA, f"{count} viewers at 1 Hz: the server's share", "claimlab", 100 * spent / seconds, "% of a core", goal=25, note=note)
 
 
 async def _watched(address: str, pid: int, run: str, count: int, seconds: int) -> tuple[list[float], float]:
@@ -356,15 +361,22 @@ def _cpu(pid: int) -> float:
 CASES = {"stores": stores, "kills": kills, "effect": effect, "viewers": viewers, "crowded": crowded}
 
 
+def rows(only: str | None = None) -> Iterator[Row]:
+    for name, case in CASES.items():
+        if only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["CLAIMLAB_HOME"] = folder
+                yield from case(Path(folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=list(CASES))
-    options = parser.parse_args()
-    for name, case in CASES.items():
-        if options.only in (None, name):
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["CLAIMLAB_HOME"] = folder
-                case(Path(folder))
+    only = parser.parse_args().only
+    if only is None:
+        keep(rows())
+    for row in rows(only) if only else ():
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

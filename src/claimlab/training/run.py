@@ -114,8 +114,8 @@ class Run(Stepwise):
         self._block_from, self._block_rng = self.step, [g.get_state() for g in self.rngs]
         self._block = [self._draw_chunk(k, chunk) for k, chunk in enumerate(self.chunks)]
 
-    def _draw_chunk(self, k: int, chunk: slice) -> list | tuple[torch.Tensor, ...]:
-        """The batches of a chunk's members: stacked [n, S, ...], so that a step takes one slice, or those of each member."""
+    def _draw_chunk(self, k: int, chunk: slice) -> list | tuple:
+        """The batches of a chunk's members: stacked, so that item k of each part is a step's [S, ...], or those of each member."""
         if self.stacked and self.rows and (drawn := self.rows[k].draw(self.rngs[chunk], self.task.ahead)):
             return drawn
         blocks = [self._draw_member(i) for i in range(len(self.seeds))[chunk]]
