@@ -265,6 +265,9 @@ def test_contradictory_knobs_are_refused_by_name():
 
 def test_figures_and_views_hold_data(smoke, market):
     found = smoke.figures()
+    drawn = [task.__dict__.pop("weight") for task in smoke.arms["deeplob"].tasks]  # as in a lab that was loaded from a checkpoint
+    again = M.figures(smoke)["levels"].data[0].z
+    assert np.allclose(again, found["levels"].data[0].z) and len(drawn) == 2
     assert set(found) == {"scores", "confusion", "levels", "stretch", "stable"}
     for trace in found["confusion"].data:
         assert np.asarray(trace.z).sum(1) == pytest.approx(1)

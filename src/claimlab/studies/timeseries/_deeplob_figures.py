@@ -23,17 +23,13 @@ def figures(lab) -> dict[str, go.Figure]:
     found = {"scores": scores(lab)}
     if "deeplob" in lab.arms:
         run = lab.arms["deeplob"]
-        nets, markets = [m.kept().cpu() for m in run.members], [t.market for t in run.tasks]
-        told = [[_answered(net, market, i) for i in range(len(market.stocks))] for net, market in zip(nets, markets, strict=True)]
-        found |= {"confusion": confusion(told, markets[0].seen), "levels": lime_map(nets[0], markets[0], lab.seeds[0]),
-                  "stretch": stretch(nets[0], markets[0], lab.seeds[0]), "stable": stable(told, markets[0])}  # fmt: skip
+        nets, market = [m.kept().cpu() for m in run.members], run.tasks[0].market
+        pairs = list(zip(run.tasks, run.members, strict=True))  # what was measured at the end is not measured again
+        told = [getattr(task, "told", None) or task.answered(member) for task, member in pairs]
+        weights = [task.weight if hasattr(task, "weight") else study.explained(m.kept().cpu(), task.market) for task, m in pairs]
+        found |= {"confusion": confusion(told, market.seen), "levels": lime_map(torch.cat(weights), market, len(nets)),
+                  "stretch": stretch(nets[0], market, lab.seeds[0]), "stable": stable(told, market)}  # fmt: skip
     return found
-
-
-def _answered(net, market, which: int):
-    """(truth, answer) on the test windows of one instrument."""
-    x, truth = market.windows(which, market.test[:: study.TEST])
-    return truth, study.answers(net, x)
 
 
 def _last(table, metric: str) -> dict[str, np.ndarray]:
@@ -57,14 +53,14 @@ def scores(lab) -> go.Figure:
                        name=name, hovertemplate="%{y:.3f}")  # fmt: skip
         figure.add_scatter(x=[None], y=[None], mode="markers", name=f"{name} ({'dark' if k == 0 else 'pale'})", hoverinfo="skip",
                            marker={"symbol": "square", "size": 12, "color": faded(INK, 0.75 if k == 0 else 0.3)})  # fmt: skip
-    figure.add_hline(y=CHANCE, line={"dash": "dash", "color": INK, "width": 1})
-    figure.add_annotation(x=1, xref="paper", y=CHANCE, yanchor="bottom", xanchor="right", text="guessing", showarrow=False)
+    figure.add_scatter(x=[-0.5, len(arms) - 0.5], y=[CHANCE, CHANCE], mode="lines", name="answering at random",
+                       line={"dash": "dash", "color": INK, "width": 1.5})  # fmt: skip
     figure.update_xaxes(tickvals=list(range(len(arms))), ticktext=[NAMES[a] for a in arms])
     mean = {a: values["f1_test"][a].mean() for a in arms}
     best = max(arms, key=mean.get)
-    title = f"Highest macro-F1 on later data: {NAMES[best].replace('<br>', ' ')}, {mean[best]:.2f}"
+    title = f"Highest macro-F1: {NAMES[best].replace('<br>', ' ')} ({mean[best]:.2f})"
     if "deeplob" in mean and best != "deeplob":
-        title += f"; DeepLOB has {mean['deeplob']:.2f}, and {values['f1_unseen']['deeplob'].mean():.2f} on unseen instruments"
+        title += f"; DeepLOB {mean['deeplob']:.2f}, on unseen instruments {values['f1_unseen']['deeplob'].mean():.2f}"
     return style(figure, title, x="arm", y="macro-F1 [0 to 1]", height=460)
 
 
@@ -85,15 +81,14 @@ def confusion(told, seen: int) -> go.Figure:
     return style(figure, title, height=420)
 
 
-def lime_map(net, market, seed: int) -> go.Figure:
-    """Mean size of the LIME weights by level and age, and beside it the scaled book of one of the windows."""
+def lime_map(weight, market, seeds: int) -> go.Figure:
+    """Size of the LIME weights by level and age, all windows together, and beside it the volumes of one window of the first seed."""
     levels = market.stocks[0].rows.shape[1] // 4
-    weight = study.explained(net, market, min(100, len(market.test) // 50))
     size = weight.abs().sum(0).unflatten(0, (-1, levels)).numpy()  # [block, level]
     share = method.level_shares(weight, levels).mean(0)
     window = market.windows(0, market.test[:1])[0][0].numpy()
     figure = make_subplots(1, 2, subplot_titles=("share of |weight|, by group", "volumes of one window, scaled"), horizontal_spacing=0.16)
-    depth, ages = [str(k + 1) for k in range(levels)], [f"{10 * b} to {10 * b + 9}" for b in range(len(size))]
+    depth, ages = [str(k + 1) for k in range(levels)], [f"{10 * b}-{10 * b + 9}" for b in range(len(size))]
     figure.add_heatmap(z=size.T / size.sum(), x=ages, y=depth, colorscale="Cividis", zmin=0, showscale=False, row=1, col=1,
                        texttemplate="%{z:.0%}")  # fmt: skip
     volumes = np.concatenate([window[:, 1::4][:, ::-1], window[:, 3::4]], 1).T  # asks from deep to best, then bids
@@ -105,7 +100,7 @@ def lime_map(net, market, seed: int) -> go.Figure:
     figure.update_yaxes(title_text="level", autorange="reversed", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=1, col=2)
     title = (f"LIME puts {share[0]:.0%} of its weight on the first of {levels} levels "
-             f"({len(weight)} windows, seed {seed})")  # fmt: skip
+             f"({len(weight)} windows, {seeds} seeds)")  # fmt: skip
     return style(figure, title, height=440)
 
 

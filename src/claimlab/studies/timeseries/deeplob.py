@@ -44,7 +44,8 @@ class Params:
     FULL = dict(steps=600, window=100, levels=10, events=60000)
     CONTROL = Control(
         set=dict(memory=0.0), vanishes=("beats-recurrent", "beats-handmade", "structured-filters-matter"),
-        why="Order flow without memory leaves nothing to predict, whoever looks.",
+        why="Order flow without memory leaves nothing to predict but queue imbalance and the part of the label that lies in the past, "
+        "so that reading long stretches of the book gains nothing.",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -158,12 +159,17 @@ class Forecaster(Supervised):
         net.keep(accuracy)
         return {"accuracy_check": accuracy, "f1_check": method.macro_f1(truth, answer)}
 
-    def final(self, net):
+    def answered(self, net: Kept) -> list[tuple[Tensor, Tensor]]:
+        """(truth, answer) of the remembered weights on the test windows of each instrument."""
         best, found = net.kept(), []
         for i in range(len(self.market.stocks)):
             x, truth = self.market.windows(i, self.market.test[::TEST])
             found.append((truth, answers(best, x.to(net.score.device)).cpu()))
-        return judged(found, self.market.seen)
+        return found
+
+    def final(self, net):
+        self.told = self.answered(net)  # kept for the figures
+        return judged(self.told, self.market.seen)
 
 
 def judged(found: list[tuple[Tensor, Tensor]], seen: int) -> dict[str, float]:
@@ -182,12 +188,13 @@ class DeepLob(Forecaster):
         return method.deeplob(self.p.levels, c, c, 2 * c)
 
     def final(self, net):
-        weight = explained(net.kept(), self.market, min(40, len(self.market.test) // 50))
-        return super().final(net) | {"share_level1": float(method.level_shares(weight, self.p.levels)[:, 0].mean())}
+        self.weight = explained(net.kept(), self.market)  # kept for the figures
+        return super().final(net) | {"share_level1": float(method.level_shares(self.weight, self.p.levels)[:, 0].mean())}
 
 
-def explained(net: nn.Module, market: data.Market, count: int, masks: int = 200) -> Tensor:
-    """LIME weights [n, G] for about `count` test windows, spread evenly over the training instruments."""
+def explained(net: nn.Module, market: data.Market, masks: int = 200) -> Tensor:
+    """LIME weights [n, G] for 40 test windows (fewer where the test part is short), spread evenly over the training instruments."""
+    count = min(40, len(market.test) // 50)
     each = -(-count // market.seen)
     x = [market.windows(i, market.test[np.linspace(0, len(market.test) - 1, each).astype(int)])[0] for i in range(market.seen)]
     group = method.groups(market.window, market.stocks[0].rows.shape[1] // 4)
