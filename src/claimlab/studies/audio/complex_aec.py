@@ -176,7 +176,7 @@ class Masker(nn.Module):
         """Spectra [B, K, M] of microphone and loopback, or of error and echo estimate, to the spectrum of the near end."""
         return combine(self.how, self.net(first, second), first, second)
 
-    def waves(self, first: Tensor, second: Tensor, chunk: int = 8) -> Tensor:
+    def waves(self, first: Tensor, second: Tensor, chunk: int = 4) -> Tensor:
         """Waves [C, T] to the estimate [C, T], a few clips at a time."""
         with torch.no_grad():
             parts = zip(first.split(chunk), second.split(chunk), strict=True)
