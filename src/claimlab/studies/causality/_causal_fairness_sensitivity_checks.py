@@ -75,8 +75,8 @@ def by_world(lab, arms: tuple[str, ...] = ("naive_fair", "robust_fair")):
             net, known = lab.arms[arm].members[k], lab.arms[arm].tasks[k].cases.worlds
             if not known:
                 return None
-            row = rows.setdefault(seed, {"strength": float(method.level(p.true_gamma, net.factor[0])),
-                                         "u moves m": "up" if known[0].sign * p.confounder_to_mediator > 0 else "down"})  # fmt: skip
+            way = ("down", "not", "up")[1 + int(np.sign(known[0].sign * p.confounder_to_mediator))]
+            row = rows.setdefault(seed, {"strength": float(method.level(p.true_gamma, net.factor[0])), "u moves m": way})
             row[arm] = net.true_effects(p.conditional).abs().max().item()
             row[f"{arm}, from a = 1"] = net.true_effects(p.conditional, back=True).abs().max().item()
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed").sort_values("strength", kind="stable")
