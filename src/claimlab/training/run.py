@@ -18,7 +18,8 @@ from claimlab.training.ensemble import Ensemble
 from claimlab.training.rows import Rows
 from claimlab.training.task import Stepwise, Supervised, Task, Tick
 
-CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of the cache
+CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of a processor's cache
+CHUNK_BYTES_ELSEWHERE = 1 << 30  # an accelerator is fast when it has much to do
 HISTORY_BYTES = 32 << 20
 
 
@@ -66,7 +67,8 @@ class Run(Stepwise):
         if not self.stacked:
             return len(self.seeds)
         own = 16 * sum(p.numel() for p in self.members[0].parameters())
-        return max(1, min(len(self.seeds), CHUNK_BYTES // max(own, 1)))
+        room = CHUNK_BYTES if self.device.type == "cpu" else CHUNK_BYTES_ELSEWHERE
+        return max(1, min(len(self.seeds), room // max(own, 1)))
 
     # ---- iteration
 
