@@ -18,13 +18,15 @@ def gru_step(drive: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     n = tanh(W_n x + r (U_n h + c_n)), h' = (1 - z) n + z h. h [B, H], weight U [3 H, H], bias c [3 H].
     """
-    (gate_x, new_x), (gate_h, new_h) = (part.split([2 * h.shape[-1], h.shape[-1]], -1) for part in (drive, linear(h, weight, bias)))
+    split = [2 * h.shape[-1], h.shape[-1]]
+    (gate_x, new_x), (gate_h, new_h) = (part.split(split, -1) for part in (drive, linear(h, weight, bias)))
     r, z = torch.sigmoid(gate_x + gate_h).chunk(2, -1)
     n = torch.tanh(new_x + r * new_h)
     return n + z * (h - n)
 
 
-def lstm_step(drive: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor, peep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def lstm_step(drive: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor,
+              peep: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step of an LSTM, gates in torch's order i, f, g, o: c' = f c + i g and h' = o tanh(c'). drive [B, 4 H], c [B, H].
 
     With peepholes `peep` [3, H] (Gers and Schmidhuber 2000) the gates i and f also see c, and o sees c', unit by unit.
@@ -117,7 +119,8 @@ def counted(path: np.ndarray, words: np.ndarray, lengths: np.ndarray, votes: np.
 
 
 @torch.no_grad()
-def traced(net: Recurrent, words: np.ndarray, pull: float = 1.0, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:
+def traced(net: Recurrent, words: np.ndarray, pull: float = 1.0,
+           temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
     """States [N, T + 1, H] and transition probabilities alpha [N, T, k] (None without centroids) along words [N, T]."""
     states, alphas = net.path(torch.from_numpy(words).to(net.weight_hh.device), pull, temperature)
     return torch.stack(states, 1).cpu().numpy(), torch.stack(alphas, 1).cpu().numpy() if alphas else None
@@ -137,7 +140,8 @@ def read_off(net: Recurrent, words: np.ndarray, lengths: np.ndarray, pull: float
     return counted(path, words, lengths, votes_on(net, net.centroids.detach().cpu().numpy()), net.symbols)
 
 
-def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, tries: int = 3, rounds: int = 50) -> tuple[np.ndarray, np.ndarray]:
+def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, tries: int = 3,
+           rounds: int = 50) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Lloyd's algorithm from k-means++ starts, the best of `tries`: centres [k or fewer, D] and the label [N] of each point."""
     distinct, count = np.unique(points, axis=0, return_counts=True)
     best = (np.inf, None)
@@ -166,10 +170,12 @@ def _far(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return ((points**2).sum(1)[:, None] - 2 * points @ centres.T + (centres**2).sum(1)).clip(0)
 
 
-def clustered(net: Recurrent, words: np.ndarray, lengths: np.ndarray, states: int, seed: int = 0, tries: int = 3) -> Dfa:
+def clustered(net: Recurrent, words: np.ndarray, lengths: np.ndarray, states: int, seed: int = 0, tries: int = 3,
+              **setting: float) -> Dfa:  # fmt: skip
     """The automaton of any recurrent network: its hidden states are put into `states` clusters by k-means, transitions are
-    counted as in `read_off`, and a cluster accepts if most of the words that end in it are accepted by the network."""
-    h = traced(net, words)[0]
+    counted as in `read_off`, and a cluster accepts if most of the words that end in it are accepted by the network. `setting` may
+    hold pull and temperature."""
+    h = traced(net, words, **setting)[0]
     inside = np.arange(h.shape[1]) <= lengths[:, None]
     centres, labels = kmeans(h[inside], states, np.random.default_rng(seed), tries)
     path = np.zeros(inside.shape, int)

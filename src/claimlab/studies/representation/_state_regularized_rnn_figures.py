@@ -33,7 +33,8 @@ def figures(lab) -> dict[str, go.Figure]:
         found["length and depth"] = reach(lab)
     if {"sr_gru", "sr_lstm_p"} <= have:
         found |= {"transitions": transitions(lab), "states used": used(lab)}
-    return found | ({"a digit, row by row": digit(lab)} if "digits_sr_gru" in have else {})
+    found |= {"a digit, row by row": digit(lab)} if "digits_sr_gru" in have else {}
+    return {name: figure.update_layout(title_font_size=15) for name, figure in found.items()}
 
 
 # ---- automata as graphs
@@ -51,7 +52,7 @@ def graph(figure: go.Figure, dfa: Dfa, letters: str, *, colour: str = BLUE, row=
             said = [letters[s] for s in range(len(letters)) if dfa.step[q, s] == target]
             curve, place = _edge(spot[int(q)], spot[target], len(order) == 1)
             lines += [*curve, (None, None)]
-            labels.append((*place, "".join(said).replace("abcd", "letter") if len(said) > 4 else ",".join(said)))
+            labels.append((*place, "any" if 2 < len(letters) == len(said) else ",".join(said)))
             (x, y), (before_x, before_y) = curve[-1], curve[-3]
             heads.append((x, y, np.degrees(np.arctan2(x - before_x, y - before_y))))
     figure.add_scatter(x=[p[0] for p in lines], y=[p[1] for p in lines], mode="lines", line=dict(color=INK, width=1.3),
@@ -59,14 +60,15 @@ def graph(figure: go.Figure, dfa: Dfa, letters: str, *, colour: str = BLUE, row=
     figure.add_scatter(x=[x for x, _, _ in heads], y=[y for _, y, _ in heads], mode="markers", hoverinfo="skip", showlegend=False,
                        marker=dict(symbol="arrow", size=9, color=INK, angle=[a for *_, a in heads]), **at)  # fmt: skip
     rings = [q for q in order if dfa.accept[q]]
-    figure.add_scatter(x=[spot[q][0] for q in rings], y=[spot[q][1] for q in rings], mode="markers", showlegend=False, hoverinfo="skip",
-                       marker=dict(size=31, color="rgba(0,0,0,0)", line=dict(color=colour, width=2)), **at)  # fmt: skip
-    figure.add_scatter(x=[spot[q][0] for q in order], y=[spot[q][1] for q in order], mode="markers+text", text=[str(q + 1) for q in order],
-                       marker=dict(size=23, color="#FFFFFF", line=dict(color=colour, width=2)), textfont=dict(color="#222222", size=12),
+    figure.add_scatter(x=[spot[q][0] for q in rings], y=[spot[q][1] for q in rings], mode="markers", showlegend=False,
+                       hoverinfo="skip", marker=dict(size=31, color="rgba(0,0,0,0)", line=dict(color=colour, width=2)), **at)  # fmt: skip
+    figure.add_scatter(x=[spot[q][0] for q in order], y=[spot[q][1] for q in order], mode="markers+text",
+                       text=[str(q + 1) for q in order], textfont=dict(color="#222222", size=12),
+                       marker=dict(size=23, color="#FFFFFF", line=dict(color=colour, width=2)),
                        hovertext=["accepts" if dfa.accept[q] else "rejects" for q in order], hoverinfo="text", showlegend=False,
                        **at)  # fmt: skip
     figure.add_scatter(x=[x for x, _, _ in labels], y=[y for _, y, _ in labels], mode="text", text=[t for *_, t in labels],
-                       textfont=dict(color="#D55E00", size=13), hoverinfo="skip", showlegend=False, **at)  # fmt: skip
+                       textfont=dict(color="#D55E00", size=13), cliponaxis=False, hoverinfo="skip", showlegend=False, **at)  # fmt: skip
 
 
 def _edge(start: np.ndarray, end: np.ndarray, alone: bool) -> tuple[list, np.ndarray]:
@@ -89,8 +91,8 @@ def _edge(start: np.ndarray, end: np.ndarray, alone: bool) -> tuple[list, np.nda
 def _bare(figure: go.Figure, axes: int) -> None:
     for k in range(1, axes + 1):
         mark = "" if k == 1 else str(k)
-        figure.layout[f"xaxis{mark}"].update(visible=False, range=[-1.65, 1.65], constrain="domain")
-        figure.layout[f"yaxis{mark}"].update(visible=False, range=[-1.65, 1.65], scaleanchor=f"x{mark}", constrain="domain")
+        figure.layout[f"xaxis{mark}"].update(visible=False, range=[-1.8, 1.8], constrain="domain")
+        figure.layout[f"yaxis{mark}"].update(visible=False, range=[-1.8, 1.8], scaleanchor=f"x{mark}", constrain="domain")
 
 
 def automata(lab) -> go.Figure:
@@ -102,7 +104,8 @@ def automata(lab) -> go.Figure:
     answer = own.accepts(task.test.words, task.test.lengths)
     wrong = np.flatnonzero(answer != task.test.labels)
     sizes = [len(minimal(one).step) for one in (own, other, true)]
-    figure = make_subplots(1, 3, subplot_titles=("read off sr_gru", "read off gru by k-means", "true, minimal"), horizontal_spacing=0.02)
+    figure = make_subplots(1, 3, horizontal_spacing=0.02,
+                           subplot_titles=("read off sr_gru", "read off gru by k-means", "true, minimal"))  # fmt: skip
     for k, (dfa, arm) in enumerate(((own, "sr_gru"), (other, "gru_kmeans"), (true, "lstm")), 1):
         graph(figure, dfa, NAMES[2], colour=COLOURS[arm], row=1, col=k)
     _bare(figure, 3)
@@ -190,8 +193,8 @@ def reach(lab, count: int = 400) -> go.Figure:
     title = (f"Right of the dashed line (longest or deepest in training): deeper brackets are judged rightly in "
              f"{means['lstm']:.0%} of cases by the LSTM and in {means['sr_lstm_p']:.0%} by sr_lstm_p; dotted: guessing")  # fmt: skip
     figure.update_xaxes(title_text="word length [symbols]", col=1).update_xaxes(title_text="depth [levels]", col=2)
-    figure.update_yaxes(title_text="accuracy [share of words]", range=[0, 1.03], col=1)
-    figure.update_yaxes(range=[0, 1.03], col=2)
+    figure.update_yaxes(title_text="accuracy [share of words]", col=1)
+    figure.update_yaxes(range=[0.2, 1.03])
     return style(figure, title, height=480).update_layout(margin_b=110)
 
 
