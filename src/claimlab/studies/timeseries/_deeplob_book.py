@@ -55,7 +55,8 @@ def simulate(one: Instrument, events: int, memory: float, rng: np.random.Generat
     flow = _Flow(one, events + BURN, memory, rng)
     asks, bids = ((1 + rng.poisson(1.0, SPAN)).tolist() for _ in range(2))
     ask, bid = SPAN // 2 + 1, SPAN // 2  # `bid` is the mirrored index of the bid, SPAN - price, one tick below the ask
-    rows, rate, weights, coming = [], flow.rate, flow.weights, iter(flow.orders)
+    best, deep_a, deep_b = [], [], []  # flat lists: many small ones would keep the garbage collector busy
+    rate, weights, coming = flow.rate, flow.weights, iter(flow.orders)
     for k, (share, size) in enumerate(zip(flow.shares, flow.sizes, strict=True)):
         front_a, front_b = SPAN - bid + 1, SPAN - ask + 1  # distance 1 from the opposite best
         leave_a = sum(map(mul, weights, asks[front_a : front_a + REACH]))
@@ -82,9 +83,12 @@ def simulate(one: Instrument, events: int, memory: float, rng: np.random.Generat
         while not bids[bid]:
             bid += 1
         if k >= BURN:
-            rows.append((ask, SPAN - bid, asks[ask : ask + DEEP], bids[bid : bid + DEEP]))
-    best_ask, best_bid, deep_a, deep_b = (np.array(part) for part in zip(*rows, strict=True))
+            best += ask, SPAN - bid
+            deep_a += asks[ask : ask + DEEP]
+            deep_b += bids[bid : bid + DEEP]
     came = len(flow.orders) - len(list(coming))
+    best_ask, best_bid = np.array(best).reshape(-1, 2).T
+    deep_a, deep_b = (np.array(deep).reshape(-1, DEEP) for deep in (deep_a, deep_b))
     return best_ask, best_bid, deep_a, deep_b, np.array([sign for sign, _ in flow.orders[:came]])
 
 

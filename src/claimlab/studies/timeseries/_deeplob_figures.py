@@ -60,7 +60,7 @@ def scores(lab) -> go.Figure:
     best = max(arms, key=mean.get)
     title = f"Highest macro-F1: {NAMES[best].replace('<br>', ' ')} ({mean[best]:.2f})"
     if "deeplob" in mean and best != "deeplob":
-        title += f"; DeepLOB {mean['deeplob']:.2f}, on unseen instruments {values['f1_unseen']['deeplob'].mean():.2f}"
+        title += f"; DeepLOB {mean['deeplob']:.2f}, on unseen ones {values['f1_unseen']['deeplob'].mean():.2f}"
     return style(figure, title, x="arm", y="macro-F1 [0 to 1]", height=460)
 
 
