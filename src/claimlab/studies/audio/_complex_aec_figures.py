@@ -136,8 +136,8 @@ def reaction(lab) -> go.Figure:
     figure.add_vline(x=0.5, line=dict(dash="dash", width=1.5, color=INK), annotation_text="the room changes",
                      annotation_position="top right")  # fmt: skip
     figure.add_vrect(x0=0.5, x1=0.8, fillcolor="rgba(128,128,128,0.12)", line_width=0, layer="below")
-    told = ", ".join(f"{arm} {after[arm]:.1f} dB" for arm in ("nlms", "nlms_plus_mask", "complex_dual") if arm in after)
-    title = f"Echo removed after the change of room: {told}"
+    told = ", ".join(f"{arm} {after[arm]:.1f}" for arm in ("nlms", "nlms_plus_mask", "complex_dual") if arm in after)
+    title = f"Echo removed after the change: {told} dB"
     return style(figure, title, x="time in the clip [s]", y="echo removed, ERLE [dB]", height=460)
 
 
@@ -160,7 +160,7 @@ def delays(lab) -> go.Figure:
         ends[arm] = np.mean(found, 0)
     figure.add_vline(x=16, line=dict(dash="dash", width=1.5, color=INK), annotation_text="length of the window, 16 ms",
                      annotation_position="top right")  # fmt: skip
-    title = "Gain without delay and at 60 ms: " + "; ".join(f"{a} {v[0]:.1f} and {v[-1]:.1f} dB" for a, v in ends.items())
+    title = "Gain at 0 and 60 ms: " + "; ".join(f"{a} {v[0]:.1f} and {v[-1]:.1f} dB" for a, v in ends.items())
     return style(figure, title, x="delay of the echo [ms]", y="SI-SDR gain [dB]", height=430)
 
 

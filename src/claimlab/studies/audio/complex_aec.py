@@ -55,7 +55,7 @@ class Params:
     steps: int = knob(200, "optimiser steps", low=2, high=10000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
     SMOKE = dict(steps=4, crop_ms=256, clips=12, tests=12, seeds=2)
-    FULL = dict(steps=800, growth=6, blocks=3, ablation=True)
+    FULL = dict(steps=700, growth=6, blocks=3, ablation=True)
     CONTROL = Control(
         set=dict(nonlinearity=0.0, ser_db=20), vanishes=("end-to-end-beats-two-stage", "dual-mask"),
         why="A weak and linear echo is what an adaptive filter removes completely.",
