@@ -109,8 +109,8 @@ def by_horizon(lab) -> go.Figure:
         means[arm], strong = values.mean(1), arm in ("mtgnn", "no_graph", "var_ridge")
         if strong and values.shape[1] > 1:
             low, high = np.array([interval(row) for row in values]).T
-            figure.add_scatter(x=[*steps, *steps[::-1]], y=np.r_[high, low[::-1]], fill="toself", line_width=0, hoverinfo="skip",
-                               fillcolor=faded(COLOURS[arm], 0.15), showlegend=False)  # fmt: skip
+            figure.add_scatter(x=[*steps, *steps[::-1]], y=np.r_[high, low[::-1]], mode="lines", line_width=0, fill="toself",
+                               fillcolor=faded(COLOURS[arm], 0.15), hoverinfo="skip", showlegend=False)  # fmt: skip
         pen = dict(color=COLOURS[arm], width=2.5 if strong else 1.5, dash="solid" if strong else "dot")
         figure.add_scatter(x=steps, y=means[arm], mode="lines+markers", line=pen, name=arm)
     at = steps.index(lab.params.horizon)
@@ -132,13 +132,13 @@ def by_horizon(lab) -> go.Figure:
 def training(lab) -> go.Figure:
     """The learned graph at four moments of training, with a slider."""
     run = lab.arms["mtgnn"]
-    one, shots = run.tasks[0].series, {}
+    one, shots, known = run.tasks[0].series, {}, sorted(run.history)
     for part in (0, 1 / 3, 2 / 3, 1):
-        step, members = run.past(round(run.total * part))
+        step, members = run.past(known[round(part * (len(known) - 1))])
         with torch.no_grad():
             shots[step] = members[0].adjacency(lab.params).cpu().numpy()
     labels = {step: f"Step {step}: {_facts(a, one.graph)}" for step, a in shots.items()}
-    (first, start), *_, (_, end) = shots.items()
+    first, start, end = min(shots), shots[min(shots)], shots[max(shots)]
     figure = _pair(start, one.graph, "")
     figure.frames = [go.Frame(name=str(step), data=[_matrix(a)], traces=[0],
                               layout=dict(annotations=[dict(text=labels[step])])) for step, a in shots.items()]  # fmt: skip
