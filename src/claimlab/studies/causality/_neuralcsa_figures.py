@@ -195,7 +195,7 @@ def gaps(lab) -> go.Figure:
                         showlegend=False)  # fmt: skip
         fig.add_scatter(x=[word], y=[np.nanmean(values)], mode="markers", showlegend=False,
                         marker={"color": colour[arm], "symbol": "line-ew-open", "size": 34, "line": {"width": 3}})  # fmt: skip
-        told.append(f"{word} {np.nanmean(values):.3g}")
+        told.append(f"{word} {np.nanmean(values):.2g}")
     limit = next(c.margin for c in lab.study.claims if c.id == "matches-closed-form")
     fig.add_hline(y=limit, line={"color": INK, "dash": "dash", "width": 1}, annotation_text="margin of matches-closed-form")
     return style(fig, "Gap to the sharp upper bound: " + ", ".join(told), y="gap (sd of y)", x="arm").update_yaxes(
