@@ -42,7 +42,8 @@ class Task:
     weight_decay: float = 0.0
     vectorize: bool = True  # False where torch.func has no batching rule (LSTM, GRU, .item())
     joint_optimizer: bool = True  # False where a step mixes entries of a tensor (clipping, Muon, L-BFGS, SAM)
-    ahead: int = 1  # batches drawn in one go by `block`; more than 1 only where a batch does not depend on the net
+    ahead: int = 1  # batches drawn in one go by `block`; more than 1 only where a batch does not depend on the net. Arms that are
+    # to see the same batches need the same number, since it decides in which order they are drawn
     after: str | None = None  # the arm whose members this one starts from
 
     def __init__(self, params: Any):
