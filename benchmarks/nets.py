@@ -145,8 +145,8 @@ def bare(task: Task, seed: int = 0, fused: bool = False) -> Callable[[], None]:
     return step
 
 
-def ours(task: Task, members: int) -> Callable[[], None]:
+def ours(task: Task, members: int, device: str = "cpu") -> Callable[[], None]:
     """One step of a Run of so many seeds."""
-    run = Run(task, range(members), every=10**9, device="cpu")
+    run = Run(task, range(members), every=10**9, device=device)
     next(run.stepwise())
     return run.advance

@@ -50,7 +50,7 @@ def table(rows: Iterable[Row]) -> str:
     """The rows of one area."""
     lines = []
     for row in rows:
-        value = "not installed" if row.value is None else f"{row.value:,.3g} {row.unit}"
+        value = "not there" if row.value is None else f"{row.value:,.3g} {row.unit}"
         ratio = "" if row.ratio is None else f"{row.ratio:.3f} of {row.against}"
         mark = "" if row.met is None else "reached" if row.met else "missed"
         goal = "" if row.goal is None else f'<span class="{mark}">{row.goal:.3g}, {mark}</span>'

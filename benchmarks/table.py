@@ -36,7 +36,7 @@ class Row:
         return None if self.goal is None or reached is None else reached <= self.goal
 
     def __str__(self) -> str:
-        value = "not installed" if self.value is None else f"{self.value:.3f} {self.unit}"
+        value = "not there" if self.value is None else f"{self.value:.3f} {self.unit}"
         ratio = "" if self.ratio is None else f"{self.ratio:6.3f} of {self.against}"
         goal = "" if self.goal is None else f"goal {self.goal:g}: {'reached' if self.met else 'missed'}"
         return f"{self.case:36} {self.program:22} {value:>16}  {ratio:26} {goal} {self.note}".rstrip()

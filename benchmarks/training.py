@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 
 import peers
@@ -91,8 +92,29 @@ def overhead(calls: int, rounds: int) -> Iterator[Row]:
         yield Row(AREA, "steering and ledger", name, spent, "ms a step", "alone", spent / times["alone"], goal)
 
 
+def accelerator(calls: int, rounds: int) -> Iterator[Row]:
+    """1,024 seeds there against 16 here; a row that says so where there is none."""
+    case, task = "1,024 seeds on an accelerator", Digits(Params())
+    if not torch.cuda.is_available():
+        yield Row(AREA, case, "claimlab", None, "ms a step", goal=1.0, note="no accelerator on this machine")
+        return
+    far = ours(task, 1024, "cuda")
+
+    def whole() -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            far()
+        torch.cuda.synchronize()  # once at the end: nothing in between waits for it
+        return (time.perf_counter() - began) / calls
+
+    times = turns({"16 seeds, processor": ours(task, 16), "claimlab": whole}, calls, rounds)
+    yield Row(AREA, case, "16 seeds, processor", times["16 seeds, processor"], "ms a step")
+    share = times["claimlab"] / times["16 seeds, processor"]
+    yield Row(AREA, case, "claimlab", times["claimlab"], "ms a step", "16 seeds, processor", share, 1.0)
+
+
 CASES = {
-    "one": one_seed, "many": many_seeds, "jax": lambda _calls, rounds: against_jax(rounds), "overhead": overhead,
+    "accelerator": accelerator, "one": one_seed, "many": many_seeds, "jax": lambda _calls, rounds: against_jax(rounds), "overhead": overhead,
 }  # fmt: skip
 
 
