@@ -38,7 +38,8 @@ class Row:
     def __str__(self) -> str:
         value = "not there" if self.value is None else f"{self.value:.3f} {self.unit}"
         ratio = "" if self.ratio is None else f"{self.ratio:6.3f} of {self.against}"
-        goal = "" if self.goal is None else f"goal {self.goal:g}: {'reached' if self.met else 'missed'}"
+        judged = {True: "reached", False: "missed", None: "not measured"}[self.met]
+        goal = "" if self.goal is None else f"goal {self.goal:g}: {judged}"
         return f"{self.case:36} {self.program:22} {value:>16}  {ratio:26} {goal} {self.note}".rstrip()
 
 

@@ -114,7 +114,8 @@ def accelerator(calls: int, rounds: int) -> Iterator[Row]:
 
 
 CASES = {
-    "accelerator": accelerator, "one": one_seed, "many": many_seeds, "jax": lambda _calls, rounds: against_jax(rounds), "overhead": overhead,
+    "accelerator": accelerator, "one": one_seed, "many": many_seeds, "jax": lambda _calls, rounds: against_jax(rounds),
+    "overhead": overhead,
 }  # fmt: skip
 
 
