@@ -60,33 +60,36 @@ def over_depth(lab) -> go.Figure:
 
 
 def _alphas(lab) -> dict[str, np.ndarray]:
-    """Layer weights [L+1, graphs] on test graphs of the first seed, by task."""
-    nets = {lab.params.task: (lab.arms["histograph_deep"].members[0], lab.arms["histograph_deep"].tasks[0].world)}
-    for task, run in lab.arms["by_task"].runs.items() if "by_task" in lab.arms else ():
-        nets.setdefault(task, (run.members[0], run.tasks[0].world))
+    """Layer weights [L+1, graphs] on test graphs of the first seed, by what was trained."""
+    p = lab.params
+    runs = {f"{p.task}, {p.depth} layers": lab.arms["histograph_deep"]}
+    if "histograph" in lab.arms:
+        runs[f"{p.task}, 4 layers"] = lab.arms["histograph"]
+    runs |= {f"{task}, 4 layers": run for task, run in lab.arms["by_task"].runs.items()} if "by_task" in lab.arms else {}
     found = {}
-    for task, (net, world) in nets.items():
-        net, part = study.chosen(net), slice(world.parts["test"].start, world.parts["test"].start + 100)
+    for name, run in runs.items():
+        net, world = study.chosen(run.members[0]), run.tasks[0].world
+        part = slice(world.parts["test"].start, world.parts["test"].start + 100)
         with torch.no_grad():
-            found[task] = net.histograph.stage1(study.history(net, world, part), world.mask[part])[1].numpy()
+            found[name] = net.histograph.stage1(study.history(net, world, part), world.mask[part])[1].numpy()
     return found
 
 
 def layer_weights(lab) -> go.Figure:
-    """Mean weight of each layer with the spread over test graphs, one panel a task."""
+    """Mean weight of each layer with the spread over test graphs: the deep network above, the 4-layer ones below."""
     found = _alphas(lab)
-    figure = make_subplots(len(found), 1, shared_xaxes=True, vertical_spacing=0.35 / (2 + len(found)),
-                           subplot_titles=[f"trained on the label: {task}" for task in found])  # fmt: skip
-    for row, (task, alpha) in enumerate(found.items(), 1):
-        figure.add_bar(x=np.arange(len(alpha)), y=alpha.mean(1), marker_color=TASK_COLOURS.get(task, BLUE), showlegend=False,
-                       error_y=dict(array=alpha.std(1), color=INK), name=task, row=row, col=1)  # fmt: skip
-    figure.update_yaxes(title_text="weight α", zeroline=True)
-    figure.update_xaxes(title_text="layer (0: embedded input); bars: mean, whiskers: standard deviation over graphs", row=len(found), col=1)
-    mixed = found[lab.params.task]
-    negative = float((mixed < 0).mean())
-    title = (f"After training on {lab.params.task} labels, layer {int(np.abs(mixed.mean(1)).argmax())} has the largest weight, and "
-             f"{negative:.0%} of all weights are negative")  # fmt: skip
-    return style(figure, title, height=170 + 150 * len(found))
+    few = len(found) - 1
+    specs = [[{"colspan": max(few, 1)}, *[None] * (few - 1)]] + ([[{}] * few] if few else [])
+    figure = make_subplots(len(specs), max(few, 1), specs=specs, vertical_spacing=0.2, shared_yaxes=True, subplot_titles=list(found))
+    for k, (name, alpha) in enumerate(found.items()):
+        figure.add_bar(x=np.arange(len(alpha)), y=alpha.mean(1), marker_color=TASK_COLOURS.get(name.split(",")[0], BLUE), showlegend=False,
+                       error_y=dict(array=alpha.std(1), color=INK), name=name, row=1 + (k > 0), col=max(k, 1))  # fmt: skip
+    figure.update_xaxes(title_text="layer (0: input)", dtick=1)
+    figure.update_yaxes(title_text="weight α", col=1)
+    deep = next(iter(found.values()))
+    title = (f"In the deep network layer {int(np.abs(deep.mean(1)).argmax())} has the largest weight, and {float((deep < 0).mean()):.0%} "
+             "of its weights are negative (bars: mean, whiskers: standard deviation over graphs)")  # fmt: skip
+    return style(figure, title, height=300 + 220 * bool(few))
 
 
 def _probe(h: torch.Tensor, world: data.World) -> float:
