@@ -250,7 +250,7 @@ def outcome_view(net, params) -> go.Figure:
     fig = go.Figure(go.Histogram(x=mean + sd * numbers(first.nearby), histnorm="probability density", nbinsx=24, name="nearest rows",
                                  marker_color=faded(GREY, 0.5)))  # fmt: skip
     fig.add_scatter(x=own, y=numbers(density) / sd, mode="lines", line={"color": GREY, "width": 2.5}, name="flow")
-    title = f"Outcomes at x = {float(first.points[point, 0]):.2g} under the first treatment"
+    title = f"Outcomes of the treated at x = {float(first.points[point, 0]):.2g}"
     if first is not net:
         _, moved, _, _, q, _ = _latent(net, 0, point)
         order = np.argsort(moved)
