@@ -12,6 +12,7 @@ from statsmodels.tsa.stattools import acf
 from claimlab import study
 from claimlab.experiment import Experiment
 from claimlab.params import KnobError
+from claimlab.parts.validated import best
 
 STUDY = study.find("deeplob")
 M = STUDY.module
@@ -190,8 +191,8 @@ def test_the_state_of_the_best_check_is_judged(smoke, market):
     checks = table[table.metric == "accuracy_check"].set_index("step").value
     assert float(member.score) == pytest.approx(checks.max(), abs=1e-6)
     past = smoke.arms["lstm"].past(int(checks.idxmax()))[1][0]
-    assert torch.equal(torch.nn.utils.parameters_to_vector(past.body.parameters()), member.best)
-    truth, answer = zip(*[(y, member.kept()(x).argmax(1)) for x, y in
+    assert torch.equal(torch.nn.utils.parameters_to_vector(past.parameters()), member.kept)
+    truth, answer = zip(*[(y, best(member).eval()(x).argmax(1)) for x, y in
                           (market.windows(i, market.test[:: M.TEST]) for i in range(market.seen))], strict=True)  # fmt: skip
     wanted = np.mean([f1_score(t, a, average="macro", zero_division=0) for t, a in zip(truth, answer, strict=True)])
     assert table[table.metric == "f1_test"].value.item() == pytest.approx(wanted)

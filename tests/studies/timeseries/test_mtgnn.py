@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from claimlab.experiment import Experiment
 from claimlab.parts.graphs import propagation
+from claimlab.parts.validated import best, keep
 from claimlab.study import find
 from claimlab.training import Run
 
@@ -282,12 +283,12 @@ def test_the_weights_that_validated_best_are_kept():
     net, name = run.members[0], "start.weight"
     run.tick()
     first = net.get_parameter(name).detach().clone()
-    net.keep(1e-9)  # nothing will be better
+    keep(net, -1e-9)  # nothing will be better
     run.advance()
     run.tick()
-    assert not torch.equal(net.get_parameter(name), first) and torch.equal(net.best().get_parameter(name), first)
-    net.keep(0.0)
-    assert torch.equal(net.best().get_parameter(name), net.get_parameter(name))
+    assert not torch.equal(net.get_parameter(name), first) and torch.equal(best(net).get_parameter(name), first)
+    keep(net, 0.0)
+    assert torch.equal(best(net).get_parameter(name), net.get_parameter(name))
 
 
 def test_seasonal_naive_is_perfect_where_the_season_is_all(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
 from claimlab.figures import BLUE, GREY, INK, OTHERS, arm_colours, faded, style
+from claimlab.parts.validated import best
 from claimlab.studies.timeseries import _deeplob_method as method
 from claimlab.studies.timeseries import deeplob as study
 
@@ -23,10 +24,10 @@ def figures(lab) -> dict[str, go.Figure]:
     found = {"scores": scores(lab)}
     if "deeplob" in lab.arms:
         run = lab.arms["deeplob"]
-        nets, market = [m.kept().cpu() for m in run.members], run.tasks[0].market
+        nets, market = [best(m).eval().cpu() for m in run.members], run.tasks[0].market
         pairs = list(zip(run.tasks, run.members, strict=True))  # what was measured at the end is not measured again
         told = [getattr(task, "told", None) or task.answered(member) for task, member in pairs]
-        weights = [task.weight if hasattr(task, "weight") else study.explained(m.kept().cpu(), task.market) for task, m in pairs]
+        weights = [task.weight if hasattr(task, "weight") else study.explained(best(m).eval().cpu(), task.market) for task, m in pairs]
         found |= {"confusion": confusion(told, market.seen), "levels": lime_map(torch.cat(weights), market, len(nets)),
                   "stretch": stretch(nets[0], market, lab.seeds[0]), "stable": stable(told, market)}  # fmt: skip
     return found

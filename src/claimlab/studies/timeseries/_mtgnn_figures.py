@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from claimlab.claims import interval
 from claimlab.figures import BLUE, GREY, colours, faded, style
+from claimlab.parts.validated import best
 from claimlab.studies.timeseries import mtgnn as study
 
 ARMS = ["last_hop", "undirected", "true_graph", "var_ridge", "seasonal_naive", "simulator", "no_graph", "mtgnn"]
@@ -64,7 +65,7 @@ def graphs(lab) -> go.Figure:
     """Learned and true adjacency, directions kept."""
     net, task = lab.arms["mtgnn"].members[0], lab.arms["mtgnn"].tasks[0]
     with torch.no_grad():
-        learned = net.best().adjacency(lab.params).cpu().numpy()
+        learned = best(net).adjacency(lab.params).cpu().numpy()
     title = f"Seed {lab.seeds[0]}: {_facts(learned, task.series.graph)}"
     if len(found := _last(lab, "mtgnn", "edge_auc")):
         title += f". Over all seeds the AUC without direction is {found.mean():.2f} (0.5 is chance)"
@@ -77,7 +78,7 @@ def forecasts(lab) -> go.Figure:
     one = both["mtgnn"][1].series
     k, starts = one.horizons.index(lab.params.horizon), one.test[:96]
     with torch.no_grad():
-        found = {arm: task.forecast(net.best(), starts) for arm, (net, task) in both.items()}
+        found = {arm: task.forecast(best(net), starts) for arm, (net, task) in both.items()}
     truth = found["mtgnn"][0][..., k]
     shown = np.linspace(0, truth.shape[1] - 1, min(3, truth.shape[1])).round().astype(int)
     figure = make_subplots(len(shown), 1, shared_xaxes=True, vertical_spacing=0.06, row_titles=[f"series {i + 1}" for i in shown])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from claimlab.parts.graphs import propagation
 from claimlab.parts.ranking import auc
+from claimlab.parts.validated import track
 from claimlab.studies.timeseries._mtgnn_data import WINDOW, Series
 
 KERNELS = (2, 3, 6, 7)
@@ -129,7 +129,7 @@ class PerNode(nn.Linear):
 class Forecaster(nn.Module):
     """Past [B, N, 24] -> future [B, N, Q], both standardised. Each layer: temporal module, skip, graph module, residual, norm.
 
-    `learner` gives the adjacency, unless one is `given` [N, N]. Buffers keep the weights that validated best so far.
+    `learner` gives the adjacency, unless one is `given` [N, N]. The weights that validated best are tracked.
     """
 
     def __init__(self, p: Any, one: Series, mixer, learner: nn.Module | None = None, given: Tensor | None = None):
@@ -149,9 +149,7 @@ class Forecaster(nn.Module):
         self.learner = learner() if learner else None  # the last to be drawn: the arms share what they have in common
         self.register_buffer("given", given)
         self.register_buffer("scale", one.scale.clone())
-        self.register_buffer("lowest", torch.tensor(float("inf")))
-        for name, value in list(self.named_parameters()):
-            self.register_buffer(f"best_{name.replace('.', '_')}", value.detach().clone())
+        track(self)
 
     def adjacency(self, p: Any) -> Tensor | None:
         """A [N, N] as the graph modules read it, before it is normalised: A_ij is how much node i reads of node j."""
@@ -172,21 +170,6 @@ class Forecaster(nn.Module):
             mixed = mixer(g, moves) + h[:, :, -t:]
             h = F.layer_norm(mixed, mixed.shape[1:], gain, shift)
         return self.out(total + self.skips[-1](h.flatten(2)))
-
-    def keep(self, loss: float) -> None:
-        """Remember the weights if they validate better than all before."""
-        if loss < self.lowest:
-            self.lowest.fill_(loss)
-            for name, value in self.named_parameters():
-                self.get_buffer(f"best_{name.replace('.', '_')}").copy_(value.detach())
-
-    def best(self) -> Forecaster:
-        """A copy with the weights that validated best; the present ones where nothing has been validated yet."""
-        found = copy.deepcopy(self)
-        with torch.no_grad():
-            for name, value in found.named_parameters() if self.lowest.isfinite() else ():
-                value.copy_(self.get_buffer(f"best_{name.replace('.', '_')}"))
-        return found
 
 
 def dropout(shapes: list[tuple[int, ...]], share: float, rng: torch.Generator) -> list[Tensor]:

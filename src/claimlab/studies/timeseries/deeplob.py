@@ -5,7 +5,6 @@ Can one network read the order book of a stock that it has never seen, and which
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.validated import best, keep, track
 from claimlab.studies.timeseries import _deeplob_data as data
 from claimlab.studies.timeseries import _deeplob_method as method
 from claimlab.study import Control, Paper, beside
@@ -87,31 +86,6 @@ def load(p: Params, seed: int) -> data.Market:
 # ---- networks: what is judged is the state of the best validation accuracy
 
 
-class Kept(nn.Module):
-    """A network and, in buffers, the weights with which it did best on the validation part so far."""
-
-    def __init__(self, body: nn.Module):
-        super().__init__()
-        self.body = body
-        self.register_buffer("score", torch.tensor(-1.0))
-        self.register_buffer("best", parameters_to_vector(body.parameters()).detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-    def keep(self, score: float) -> None:
-        """Remember the present weights if `score` is the highest so far."""
-        if score > float(self.score):
-            self.score.fill_(score)
-            self.best.copy_(parameters_to_vector(self.body.parameters()))
-
-    def kept(self) -> nn.Module:
-        """A copy of the network with the remembered weights."""
-        body = copy.deepcopy(self.body).eval()
-        vector_to_parameters(self.best.clone(), body.parameters())
-        return body
-
-
 def answers(net: nn.Module, x: Tensor) -> Tensor:
     """The class answered to each window [n, T, 4 L], a few windows at a time."""
     with torch.no_grad():
@@ -142,7 +116,7 @@ class Forecaster(Supervised):
         raise NotImplementedError
 
     def init(self):
-        return Kept(self.net())
+        return track(self.net())
 
     def optimizer(self, groups):
         return torch.optim.Adam(groups, fused=True)
@@ -156,15 +130,15 @@ class Forecaster(Supervised):
         x, truth = self.check
         answer = answers(net, x)
         accuracy = float((answer == truth).float().mean())
-        net.keep(accuracy)
+        keep(net, accuracy)
         return {"accuracy_check": accuracy, "f1_check": method.macro_f1(truth, answer)}
 
-    def answered(self, net: Kept) -> list[tuple[Tensor, Tensor]]:
+    def answered(self, net: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """(truth, answer) of the remembered weights on the test windows of each instrument."""
-        best, found = net.kept(), []
+        kept, found = best(net).eval(), []
         for i in range(len(self.market.stocks)):
             x, truth = self.market.windows(i, self.market.test[::TEST])
-            found.append((truth, answers(best, x.to(net.score.device)).cpu()))
+            found.append((truth, answers(kept, x.to(net.score.device)).cpu()))
         return found
 
     def final(self, net):
@@ -188,7 +162,7 @@ class DeepLob(Forecaster):
         return method.deeplob(self.p.levels, c, c, 2 * c)
 
     def final(self, net):
-        self.weight = explained(net.kept(), self.market)  # kept for the figures
+        self.weight = explained(best(net).eval(), self.market)  # kept for the figures
         return super().final(net) | {"share_level1": float(method.level_shares(self.weight, self.p.levels)[:, 0].mean())}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.validated import best, keep
 from claimlab.studies.timeseries import _mtgnn_data as data
 from claimlab.studies.timeseries._mtgnn_net import (
     CHANNELS,
@@ -176,7 +177,7 @@ class Mtgnn(Task):
         """Validation loss on every sixth window; `net` keeps the weights that did best."""
         truth, guess = self.forecast(net, self.series.valid[::6])
         loss = ((guess - truth).abs() * self.series.scale[:, None]).mean()
-        net.keep(float(loss))
+        keep(net, -float(loss))
         return {"validation_loss": loss} | self.edges(net)
 
     def edges(self, net) -> dict[str, float]:
@@ -185,8 +186,8 @@ class Mtgnn(Task):
 
     def final(self, net):
         """Of the weights that validated best: errors on the test windows, and the graph."""
-        best = net.best()
-        return data.scores(self.series, *self.forecast(best, self.series.test), self.p.horizon) | self.edges(best)
+        kept = best(net)
+        return data.scores(self.series, *self.forecast(kept, self.series.test), self.p.horizon) | self.edges(kept)
 
 
 class NoGraph(Mtgnn):
