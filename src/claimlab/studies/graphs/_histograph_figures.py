@@ -39,7 +39,7 @@ def _last(lab, arm: str, metric: str = "test_accuracy") -> np.ndarray:
 def over_depth(lab) -> go.Figure:
     """Test accuracy of the three read-outs: judged runs with an interval, the sweep with its seeds."""
     figure, p, means = go.Figure(), lab.params, {}
-    for name, (text, colour) in LINES.items():
+    for beside, (name, (text, colour)) in zip((0.96, 1, 1.04), LINES.items(), strict=True):
         at = {d: _last(lab, f"{name}_deep" if d == p.depth else name) for d in (4, p.depth) if d == p.depth or name != "jk_concat"}
         judged = list(at)
         for depth in study.DEPTHS.get(p.sweep, ()) if "by_depth" in lab.arms else ():
@@ -49,14 +49,31 @@ def over_depth(lab) -> go.Figure:
                            line=dict(color=colour, width=2.5), marker_size=6)  # fmt: skip
         low, high = np.array([interval(at[d]) for d in judged]).T
         mid = np.array([means[name][d] for d in judged])
-        figure.add_scatter(x=judged, y=mid, mode="markers", marker=dict(color=colour, size=11, symbol="diamond"), showlegend=False,
+        figure.add_scatter(x=beside * np.array(judged), y=mid, mode="markers", marker=dict(color=colour, size=11, symbol="diamond"), showlegend=False,
                            error_y=dict(array=high - mid, arrayminus=mid - low, color=colour), legendgroup=name)  # fmt: skip
+    _add_others(figure, lab)
     gap = means["histograph"][p.depth] - means["last_mean"][p.depth]
     title = (f"With {p.depth} layers HistoGraph is right {abs(gap):.3f} {'more' if gap > 0 else 'less'} often than the mean of the last "
              f"layer ({means['histograph'][p.depth]:.2f} against {means['last_mean'][p.depth]:.2f})")  # fmt: skip
     shown = sorted({d for line in means.values() for d in line})
     figure.update_xaxes(type="log", tickvals=shown, ticktext=[str(d) for d in shown])
-    return style(figure, title, x="layers (diamonds: judged runs with a 95 % interval)", y="test accuracy [share of graphs]", height=440)
+    return style(figure, title, x="layers (diamonds: judged runs with a 95 % interval)", y="test accuracy [share of graphs]",
+                 height=440 + 90 * ("by_gin" in lab.arms))  # fmt: skip
+
+
+def _add_others(figure: go.Figure, lab) -> None:
+    """GIN backbones, heads on a frozen backbone and softmax weights, where they were trained."""
+    for name, (text, colour) in LINES.items():
+        if "by_gin" in lab.arms:
+            at = [int(key.split()[1]) for key in lab.arms["by_gin"].runs if key.startswith(name)]
+            y = [_last(lab, "by_gin", f"{name} {depth}: test_accuracy").mean() for depth in at]
+            figure.add_scatter(x=at, y=y, mode="lines+markers", line=dict(color=colour, dash="dot"), name=f"GIN, {text}")
+        if "frozen" in lab.arms and name in lab.arms["frozen"].runs:
+            figure.add_scatter(x=[lab.params.depth], y=[_last(lab, "frozen", f"{name}: test_accuracy").mean()], mode="markers",
+                               marker=dict(color=colour, size=13, symbol="square-open"), name=f"frozen, {text}")  # fmt: skip
+    if "softmax_layers" in lab.arms:
+        figure.add_scatter(x=[lab.params.depth], y=[_last(lab, "softmax_layers").mean()], mode="markers", name="HistoGraph, softmax",
+                           marker=dict(color=BLUE, size=13, symbol="x-open"))  # fmt: skip
 
 
 def _alphas(lab) -> dict[str, np.ndarray]:
@@ -80,7 +97,7 @@ def layer_weights(lab) -> go.Figure:
     found = _alphas(lab)
     few = len(found) - 1
     specs = [[{"colspan": max(few, 1)}, *[None] * (few - 1)]] + ([[{}] * few] if few else [])
-    figure = make_subplots(len(specs), max(few, 1), specs=specs, vertical_spacing=0.2, shared_yaxes=True, subplot_titles=list(found))
+    figure = make_subplots(len(specs), max(few, 1), specs=specs, vertical_spacing=0.3, shared_yaxes=True, subplot_titles=list(found))
     for k, (name, alpha) in enumerate(found.items()):
         figure.add_bar(x=np.arange(len(alpha)), y=alpha.mean(1), marker_color=TASK_COLOURS.get(name.split(",")[0], BLUE), showlegend=False,
                        error_y=dict(array=alpha.std(1), color=INK), name=name, row=1 + (k > 0), col=max(k, 1))  # fmt: skip
@@ -89,7 +106,7 @@ def layer_weights(lab) -> go.Figure:
     deep = next(iter(found.values()))
     title = (f"In the deep network layer {int(np.abs(deep.mean(1)).argmax())} has the largest weight, and {float((deep < 0).mean()):.0%} "
              "of its weights are negative (bars: mean, whiskers: standard deviation over graphs)")  # fmt: skip
-    return style(figure, title, height=300 + 220 * bool(few))
+    return style(figure, title, height=300 + 260 * bool(few))
 
 
 def _probe(h: torch.Tensor, world: data.World) -> float:
@@ -116,7 +133,7 @@ def smoothing(lab) -> go.Figure:
         for row, y in ((1, energy), (2, probe)):
             figure.add_scatter(x=np.arange(len(y)), y=y, mode="lines+markers", line_color=colour, name=f"backbone of {name}",
                                legendgroup=arm, showlegend=row == 1, row=row, col=1)  # fmt: skip
-    figure.update_yaxes(title_text="energy [mean |h|²]", type="log", row=1, col=1)
+    figure.update_yaxes(title_text="energy [mean |h|²]", type="log", dtick="D2", row=1, col=1)
     figure.update_yaxes(title_text="test accuracy", row=2, col=1)
     figure.update_xaxes(title_text="layer (0: embedded input)", row=2, col=1)
     title = (f"Deep backbone, seed {lab.seeds[0]}: the energy goes from {energy[0]:.2f} to {energy[-1]:.2g}; the best layer for a probe "
