@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from table import Row, keep
+from table import Row, command
 
 AREA = "commands"
 QUICK = "quantum-well-pinn"
@@ -138,15 +137,5 @@ def rows(rounds: int = 7, only: str | None = None) -> Iterator[Row]:
                 yield from case(rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(CASES))
-    only = parser.parse_args().only
-    if only is None:
-        keep(rows())
-    for row in rows(only=only) if only else ():
-        print(row, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, CASES, rows)

@@ -6,7 +6,6 @@ run on the same machine.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import importlib.util
@@ -22,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from table import Row, keep
+from table import Row, command
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 4.0  # of writing by each set of writers
@@ -369,15 +368,5 @@ def rows(only: str | None = None) -> Iterator[Row]:
                 yield from case(Path(folder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(CASES))
-    only = parser.parse_args().only
-    if only is None:
-        keep(rows())
-    for row in rows(only) if only else ():
-        print(row, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, CASES, rows)

@@ -6,7 +6,6 @@ memory at the measured bandwidth, whichever is longer (Williams, Waterman, Patte
 
 from __future__ import annotations
 
-import argparse
 import math
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from nets import Digits, Params, Wide, ours
-from table import FOLDER, Row, keep, turns
+from table import FOLDER, Row, command, turns
 
 SEEDS, WIDTHS, STEPS, RUNS = (1, 4, 16, 64, 256), (16, 32, 64, 128, 256, 512), (100, 300, 1000, 3000), (10, 100, 1000, 10_000)
 ADAM = 7  # reads and writes of one number for each parameter: gradient, two means and itself
@@ -156,15 +155,5 @@ def rows(rounds: int = 7, only: str | None = None) -> Iterator[Row]:
             yield from case(rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(CASES))
-    only = parser.parse_args().only
-    if only is None:
-        keep(rows())
-    for row in rows(only=only) if only else ():
-        print(row, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, CASES, rows)

@@ -5,6 +5,7 @@ Times are medians over rounds in which all programs take turns; only ratios with
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
 import time
@@ -81,6 +82,17 @@ def keep(rows: Iterable[Row], path: Path = FOLDER / "results.csv") -> list[Row]:
         writer.writeheader()
         writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in every)
     return every
+
+
+def command(doc: str, cases: Iterable[str], rows: Callable[..., Iterator[Row]]) -> None:
+    """The command of an area's file: all its cases, kept, or with `--only` one of them, printed alone."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--only", choices=list(cases))
+    only = parser.parse_args().only
+    if only is None:
+        keep(rows())
+    for row in rows(only=only) if only else ():
+        print(row, flush=True)
 
 
 def read(path: Path = FOLDER / "results.csv") -> Iterator[Row]:
