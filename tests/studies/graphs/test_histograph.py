@@ -306,7 +306,7 @@ def test_your_own_graphs_are_read_and_run(tmp_path, monkeypatch):
     assert found.x[2].argmax(1).tolist() == [1, 0, 0, 2]
     assert found.a[1].astype(int).tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0] * 4]
     monkeypatch.setenv("CLAIMLAB_DATA", str(tmp_path))
-    lab = Experiment(STUDY, STUDY.make(profile="smoke"), seeds=[1000]).run()
+    lab = Experiment(STUDY, STUDY.make(profile="smoke"), seeds=[1000, 1001]).run()
     assert lab.arms["histograph_deep"].tasks[0].world.classes == 2 and all(f.data for f in lab.figures().values())
     assert "by_task" not in Experiment(STUDY, STUDY.make()).specs
 

@@ -49,7 +49,8 @@ def over_depth(lab) -> go.Figure:
                            line=dict(color=colour, width=2.5), marker_size=6)  # fmt: skip
         low, high = np.array([interval(at[d]) for d in judged]).T
         mid = np.array([means[name][d] for d in judged])
-        figure.add_scatter(x=beside * np.array(judged), y=mid, mode="markers", marker=dict(color=colour, size=11, symbol="diamond"), showlegend=False,
+        figure.add_scatter(x=beside * np.array(judged), y=mid, mode="markers", showlegend=False,
+                           marker=dict(color=colour, size=11, symbol="diamond"),
                            error_y=dict(array=high - mid, arrayminus=mid - low, color=colour), legendgroup=name)  # fmt: skip
     _add_others(figure, lab)
     gap = means["histograph"][p.depth] - means["last_mean"][p.depth]
