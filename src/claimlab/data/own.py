@@ -66,21 +66,28 @@ def arrays(path: str | Path, names: Sequence[str], wanted: str = "",
             raise ValueError(f"{file.name}: {told} must be plain numbers: {error}") from None
 
 
-def labelled_table(path: str | Path, least: int = 40, most: int = 20_000, features: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers [N, D] and labels [N] of a CSV in UTF-8 with a column `label` and numbers in all others.
-
-    ValueError names the file, what is wrong and what is allowed: `least` to `most` rows, at most `features` columns of finite
-    numbers, two classes or more with at least ten rows each. Labels may be words; they are numbered in sorted order.
-    """
+def read_table(path: str | Path):
+    """A CSV in UTF-8 as a pandas.DataFrame; ValueError where there is none or it is something else."""
     import pandas as pd
 
     file = Path(path)
     if not file.is_file() or file.suffix.lower() != ".csv":
         raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a .csv file")
     try:
-        table = pd.read_csv(file, encoding="utf-8")
+        return pd.read_csv(file, encoding="utf-8")
     except (ValueError, OSError) as error:
         raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+
+
+def labelled_table(path: str | Path, least: int = 40, most: int = 20_000, features: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [N, D] and labels [N] of a CSV in UTF-8 with a column `label` and numbers in all others.
+
+    ValueError names the file, what is wrong and what is allowed: `least` to `most` rows, at most `features` columns of finite
+    numbers, two classes or more with at least ten rows each. Labels may be words; they are numbered in sorted order.
+    """
+
+    file = Path(path)
+    table = read_table(file)
     if "label" not in table or table.shape[1] < 2:
         raise ValueError(f"{file.name} needs a column label and one column of numbers or more; it has {', '.join(table.columns)}")
     if not least <= len(table) <= most or table.shape[1] - 1 > features:

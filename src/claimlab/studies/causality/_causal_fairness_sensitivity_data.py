@@ -12,6 +12,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from claimlab.data.own import read_table
 from claimlab.parts.confounding import hidden_cause
 from claimlab.studies.causality._causal_fairness_sensitivity_method import level
 
@@ -150,15 +151,9 @@ def case_records(path: str, roles: str = ROLES) -> tuple[Tensor, tuple[np.ndarra
     a and y hold 0 and 1, m at most ten whole numbers 0, 1, ..., z numbers of at most 40 distinct combinations; each (a, z)
     needs 20 rows, or there is nobody to compare with.
     """
-    import pandas as pd
 
     file, wanted = Path(path), parse_roles(roles)
-    if not file.is_file() or file.suffix.lower() != ".csv":
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a .csv file")
-    try:
-        frame = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    frame = read_table(file)
     names = [name for role in "zamy" for name in wanted[role]]
     if absent := [name for name in names if name not in frame]:
         raise ValueError(f"{file.name} has no column {absent[0]}; it has {', '.join(map(str, frame.columns))}; "

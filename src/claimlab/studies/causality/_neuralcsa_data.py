@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from claimlab.data.own import read_table
 from claimlab.parts.confounding import hidden_cause
 
 
@@ -123,15 +124,9 @@ def own(path: str, n: int) -> Data:
 
 
 def _table(path: str):
-    import pandas as pd
 
     file = Path(path)
-    if not file.is_file() or file.suffix.lower() != ".csv":
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a .csv file")
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if not {"treatment", "outcome"} <= set(table) or table.shape[1] < 3:
         raise ValueError(f"{file.name} needs the columns treatment, outcome and one covariate or more; it has "
                          f"{', '.join(map(str, table.columns))}")  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from claimlab.data.own import read_table
 from claimlab.studies.graphs._dp_gnn_method import bound_readers, slots
 
 FEATURES, CLASSES, LEAST = 16, 5, 5000
@@ -144,15 +145,11 @@ def own_graphs(path: str | Path) -> tuple[Graph, Graph]:
 
 
 def _table(folder: Path, name: str):
-    import pandas as pd
 
     file = folder / f"{name}.csv"
     if not file.is_file():
         raise ValueError(f"{file} is not there; a folder with {', '.join(f'{n}.csv' for n in FILES)} is needed")
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if missing := [column for column in FILES[name] if column not in table]:
         raise ValueError(f"{file.name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
     if not len(table) and name != "edges":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from claimlab.data.own import read_table
 from claimlab.studies.physics._metalic_physics import RANGES, SECOND, Advection, Poisson, Setting, grid_of
 
 ORDER = 5  # of the spline through a reference solution: its third derivatives are still continuous
@@ -66,12 +67,8 @@ def _parameter(file: Path, family: str) -> float:
 
 
 def _table(file: Path, second: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    import pandas as pd
 
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if missing := [name for name in ("x", second, "u") if name not in table]:
         raise ValueError(f"{file.name} has no column {' and no '.join(missing)}; x, {second} and u are needed")
     table = table[["x", second, "u"]]

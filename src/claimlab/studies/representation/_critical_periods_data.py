@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from claimlab.data.own import read_table
+
 MODES = (10.0, 8.0, 6.0, 5.0)
 SIZE, SPREAD = 8, 0.02  # rows of the race's target; standard deviation of the log of the first strengths
 LARGEST = 128
@@ -144,10 +146,7 @@ def load_entries(path: str) -> pd.DataFrame:
     ValueError names the file, what is wrong and what is allowed. Values come back with mean 0 and mean square 1.
     """
     file = _file(path)
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if missing := [name for name in ("row", "col", "value") if name not in table]:
         raise ValueError(f"{file.name}: the column {' and '.join(missing)} is missing; it must have the columns row, col and value")
     if len(table) < 50:
