@@ -278,6 +278,9 @@ def test_the_sweeps_train_what_they_name(smoke):
     sweep, tasks = M.by_depth(p, [1000]), M.by_task(p, [1000])
     assert {name: len(run.members[0].backbone.layers) for name, run in sweep.runs.items()} == {
         f"{arm} {depth}": depth for arm in ("last_mean", "jk_concat", "histograph") for depth in (2, 8)}  # fmt: skip
+    gin = M.by_gin(replace(p, sweep="all"), [1000])
+    assert "histograph 32" in gin.runs and all(run.members[0].backbone.layers[0].inner is not None for run in gin.runs.values())
+    assert torch.equal(gin.runs["last_mean 2"].tasks[0].world.op[0].diagonal(), torch.ones(data.MOST))
     for k, (name, run) in enumerate(tasks.runs.items()):
         assert torch.equal(run.tasks[0].world.y, torch.from_numpy(run.tasks[0].world.source.attributes[:, k]).long()), name
 

@@ -134,7 +134,9 @@ def smoothing(lab) -> go.Figure:
         for row, y in ((1, energy), (2, probe)):
             figure.add_scatter(x=np.arange(len(y)), y=y, mode="lines+markers", line_color=colour, name=f"backbone of {name}",
                                legendgroup=arm, showlegend=row == 1, row=row, col=1)  # fmt: skip
-    figure.update_yaxes(title_text="energy [mean |h|²]", type="log", dtick="D2", row=1, col=1)
+    figure.update_yaxes(title_text="energy [mean |h|²]", type="log", row=1, col=1)
+    ticks = [m * 10**k for k in range(-8, 3) for m in (1, 2, 5)]
+    figure.update_yaxes(tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], row=1, col=1)
     figure.update_yaxes(title_text="test accuracy", row=2, col=1)
     figure.update_xaxes(title_text="layer (0: embedded input)", row=2, col=1)
     title = (f"Deep backbone, seed {lab.seeds[0]}: the energy goes from {energy[0]:.2f} to {energy[-1]:.2g}; the best layer for a probe "
@@ -260,9 +262,10 @@ def distance_view(net, p) -> go.Figure:
     energy = method.dirichlet_energy(h, torch.from_numpy(world.source.a[-1:]).float(), world.mask[-1:])[:, 0]
     low, mid, high = np.quantile(upper.numpy(), (0.1, 0.5, 0.9), axis=1)
     x, figure = np.arange(len(h)), go.Figure()
-    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(BLUE, 0.2), line_width=0,
+    figure.add_scatter(x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], fill="toself", fillcolor=faded(BLUE, 0.2), line_width=0, mode="lines",
                        hoverinfo="skip", name="10 to 90 % of pairs")  # fmt: skip
     figure.add_scatter(x=x, y=mid, mode="lines+markers", line_color=BLUE, name="median distance")
     figure.add_scatter(x=x, y=energy.numpy(), mode="lines+markers", line_color=OTHERS[3], name="Dirichlet energy")
+    figure.update_xaxes(dtick=max(1, len(h) // 8))
     title = f"The median distance of two nodes goes from {mid[0]:.2f} to {mid[-1]:.2f}"
     return style(figure, title, x="layer (0: embedded input)", y="cosine distance; energy [mean |h|²]", height=440)
