@@ -260,17 +260,17 @@ def _exact(spec, params, start=None, steps: int = 3) -> list[str]:
             one.advance()
         return one
 
-    found, origin, together = [], run([0, 1], 0).members, run([0, 1])
+    found, together, resumed = [], run([0, 1], 1), run([0, 1], 0)
+    origin, after_one = copy.deepcopy(resumed.members), copy.deepcopy(together.state())
+    resumed.load(after_one)
+    for one in (together, resumed):
+        for _ in range(steps - 1):
+            one.advance()
     if not (off := _distance(together.members, run([0, 1], stacked=False).members, origin)) <= SAME:
         found.append(f"vectorised and plain loop differ by {off:.1e} of the way that {steps} steps went")
     if not (off := _distance(together.members[1:], run([1]).members, origin[1:])) <= SAME:
         found.append(f"a member trained in company differs from the same alone by {off:.1e} of the way that {steps} steps went")
-    first, second = run([0, 1], 1), run([0, 1], 0)
-    second.load(copy.deepcopy(first.state()))
-    for _ in range(steps - 1):
-        first.advance()
-        second.advance()
-    if _distance(first.members, second.members, origin) != 0:
+    if _distance(together.members, resumed.members, origin) != 0:
         found.append("a resumed run does not go on bit for bit")
     return found
 
