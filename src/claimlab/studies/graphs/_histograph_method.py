@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from claimlab.parts.validated import track
+
 HEADS = ("last", "concat", "layers", "both")  # mean of the last layer; mean of every layer; stage 1; stages 1 and 2
 FLOOR, CLIP = 1e-3, 5.0
 
@@ -166,8 +168,7 @@ class Net(nn.Module):
         self.backbone = Backbone(features, width, depth, conv)
         self.classifier = nn.Sequential(nn.Linear(width * (depth + 1 if head == "concat" else 1), 32), nn.ReLU(), nn.Linear(32, classes))
         self.histograph = HistoGraph(width, depth, heads, normaliser, head == "both") if head in ("layers", "both") else None
-        self.register_buffer("best", torch.tensor(-1.0))
-        self.register_buffer("kept", nn.utils.parameters_to_vector(self.parameters()).detach().clone())
+        track(self)
 
     def read(self, h: Tensor, mask: Tensor) -> Tensor:
         """Logits [B, C] from a history."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -12,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts.validated import best, keep
 from claimlab.studies.graphs import _histograph_data as data
 from claimlab.studies.graphs import _histograph_method as method
 from claimlab.study import Control, Paper, beside
@@ -84,10 +84,7 @@ def history(net: nn.Module, world: data.World, part: slice) -> Tensor:
 
 def chosen(net: nn.Module) -> nn.Module:
     """A copy of `net` with the parameters of its best validation accuracy."""
-    found = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        nn.utils.vector_to_parameters(found.kept, found.parameters())
-    return found
+    return best(net).eval()
 
 
 # ---- the arms
@@ -141,9 +138,7 @@ class Graph(Task):
 
     def metrics(self, net):
         found = self.accuracy(net, "validation")
-        if found > net.best:  # the first of equal ones
-            net.best.copy_(found)
-            net.kept.copy_(nn.utils.parameters_to_vector(net.parameters()))
+        keep(net, float(found))
         return {"validation_accuracy": found}
 
     def final(self, net):
