@@ -39,7 +39,7 @@ class Params:
     users: int = knob(3000, "users of the simulated shop; 20 candidates of each are for training", low=60, high=20000)
     steps: int = knob(600, "optimiser steps of 256 impressions", low=20, high=6000)
     seeds: int = knob(5, "independent repetitions", low=2, high=64)
-    SMOKE = dict(items=200, users=100, steps=30, seeds=2)
+    SMOKE = dict(items=200, users=100, steps=20, seeds=2)
     FULL = dict(items=8000, users=8000, history=30, steps=1500, seeds=10)
     CONTROL = Control(
         set=dict(interests=1), vanishes=("local-activation-wins", "beats-counting"),
@@ -85,7 +85,7 @@ def dice(s: Tensor, alpha: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-8)
 
 def prelu(s: Tensor, alpha: Tensor) -> Tensor:
     """s where it is positive, alpha s elsewhere."""
-    return s.clamp_min(0) + alpha * s.clamp_max(0)
+    return torch.addcmul(alpha * s, 1 - alpha, s.relu())
 
 
 def moments(s: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -97,13 +97,14 @@ def moments(s: Tensor, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return mean, (weight @ s.square() - mean.square()).clamp_min(0)
 
 
-def shrinkage(table: Tensor, ids: Tensor, count: Tensor) -> Tensor:
+def shrinkage(table: Tensor, ids: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
     """Half of sum_j (alpha_mj / n_j) |w_j|^2, section 5.2: its gradient is alpha_mj w_j / n_j, and 0 for rows not in the batch.
 
-    table [J, d], ids [...] of the minibatch, count [J] training impressions that hold the row (infinite for padding).
+    table [J, d], ids [...] of the minibatch, count [J] training impressions that hold the row (infinite for padding). A smaller
+    count is taken as `least`: with least = rate * lambda no step carries a row past zero.
     """
     seen = torch.zeros_like(count).scatter(0, ids.flatten(), torch.ones_like(count[0]).expand(ids.numel()))
-    return 0.5 * ((seen / count.clamp_min(1))[:, None] * table.square()).sum()
+    return 0.5 * ((seen / count.clamp_min(least))[:, None] * table.square()).sum()
 
 
 class Ranker(nn.Module):
@@ -251,7 +252,7 @@ class Click(Task):
     The rate of the embeddings was tuned once, for all arms together (see the notebook).
     """
 
-    lr, batch_size, ahead, rate = 2e-3, 256, 25, 3.0
+    lr, batch_size, ahead, rate = 2e-3, 256, 25, 10.0
     unit: str | None = "none"
     act, wide, regularised = "dice", False, True
     every = property(lambda self: 50 if self.steps >= 200 else max(5, self.steps // 5))
@@ -292,8 +293,9 @@ class Click(Task):
         aside = sum(0.5 * (net.running[name] - value).square().sum() for name, value in seen.items())
         if self.regularised:
             ids = torch.cat([history.flatten(), candidate])
-            aside = aside + self.p.lam * (shrinkage(net.item, ids, net.shop_item_count)
-                                          + shrinkage(net.category, net.shop_category[ids], net.shop_category_count))  # fmt: skip
+            least = max(1.0, self.rate * self.p.lam)  # 1 at the default: then the written update, word for word
+            aside = aside + self.p.lam * (shrinkage(net.item, ids, net.shop_item_count, least)
+                                          + shrinkage(net.category, net.shop_category[ids], net.shop_category_count, least))  # fmt: skip
         return plain + (aside - aside.detach())  # for their gradients alone
 
     def metrics(self, net):
