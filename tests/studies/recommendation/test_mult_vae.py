@@ -283,7 +283,7 @@ def test_low_activity_users_are_those_with_the_fewest_clicks_shown():
 def test_figures_show_what_was_measured(lab):
     figures = lab.figures()
     assert set(figures) == {"arms", "annealing", "live dimensions", "by activity", "one user"}
-    bars = {bar.y[0]: bar.x[0] for bar in figures["arms"].data if bar.type == "bar" and bar.xaxis == "x3"}
+    bars = {dot.name: dot.x[0] for dot in figures["arms"].data if dot.name and dot.xaxis == "x3"}
     rows = lab.table[lab.table.metric == "ndcg100"].groupby("arm").value.mean()
     assert set(bars) == set(M.ARMS) and all(bars[arm] == pytest.approx(rows[arm]) for arm in bars)
     gaps = figures["by activity"].data[0].y

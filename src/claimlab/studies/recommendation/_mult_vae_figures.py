@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
+from claimlab import figures as common
 from claimlab.claims import interval
-from claimlab.figures import BLUE, GREY, INK, OTHERS, arm_colours, faded, style
+from claimlab.figures import BLUE, GREY, INK, OTHERS, arm_colours, faded
 from claimlab.studies.recommendation import mult_vae as study
 
 METRICS = {"recall20": "Recall@20", "recall50": "Recall@50", "ndcg100": "NDCG@100"}
@@ -23,6 +24,11 @@ def figures(lab) -> dict[str, go.Figure]:
     if {"mult_vae", "mult_dae"} <= set(lab.arms):
         found["by activity"] = by_activity(lab)
     return {"arms": arms(lab), **found, "one user": story(lab)}
+
+
+def style(figure: go.Figure, title: str, **more) -> go.Figure:
+    """The common look, with the title from the left edge on: names of arms take much of the margin."""
+    return common.style(figure, title, **more).update_layout(title_x=0.02, title_xref="container")
 
 
 def _wide(table, arm: str, metric: str):
@@ -58,7 +64,8 @@ def annealing(lab) -> go.Figure:
                            name=f"beta, {name}", secondary_y=True)  # fmt: skip
     best = _wide(lab.table, "vae_beta1", "validation_ndcg100")
     figure.update_yaxes(title_text="NDCG@100 on validation users", secondary_y=False)
-    figure.update_yaxes(title_text="beta, weight of the KL term", range=[0, 1.05], secondary_y=True, showgrid=False)
+    figure.update_yaxes(title_text="beta, weight of the KL term", range=[0, 1.05], tickmode="linear", tick0=0, dtick=0.25,
+                       secondary_y=True, showgrid=False)  # fmt: skip
     title = (f"The annealing run peaks at {best.max().mean():.3f} and ends at {best.iloc[-1].mean():.3f}; with beta stopped at "
              f"{_mean(lab, 'mult_vae', 'beta_star'):.2f} on average the end is "
              f"{_mean(lab, 'mult_vae', 'validation_ndcg100'):.3f}")  # fmt: skip
@@ -66,22 +73,20 @@ def annealing(lab) -> go.Figure:
 
 
 def arms(lab) -> go.Figure:
-    """Recall and NDCG of all arms on the test users, a dot a seed, a bar to the mean, 95 % intervals."""
-    figure = make_subplots(1, 3, subplot_titles=list(METRICS.values()), horizontal_spacing=0.1)
-    colour, shown = arm_colours(lab), list(lab.arms)
-    means = {arm: _mean(lab, arm, "ndcg100") for arm in shown}
-    shown.sort(key=means.get)
+    """Recall and NDCG of all arms on the test users: mean and 95 % interval, a small dot a seed. Bars from 0 would hide the gaps."""
+    figure = make_subplots(1, 3, subplot_titles=list(METRICS.values()), horizontal_spacing=0.05, shared_yaxes=True)
+    colour, means = arm_colours(lab), {arm: _mean(lab, arm, "ndcg100") for arm in lab.arms}
+    shown = sorted(lab.arms, key=means.get)
     for column, metric in enumerate(METRICS, 1):
         for arm in shown:
             values = _wide(lab.table, arm, metric).iloc[-1].to_numpy()
             low, high = interval(values)
             spread = dict(type="data", symmetric=False, array=[high - values.mean()], arrayminus=[values.mean() - low])
-            figure.add_bar(x=[values.mean()], y=[arm], orientation="h", marker_color=colour.get(arm, GREY), opacity=0.7,
-                           error_x=spread, showlegend=False, row=1, col=column)  # fmt: skip
-            figure.add_scatter(x=values, y=[arm] * len(values), mode="markers", marker=dict(size=4, color=INK), showlegend=False,
-                               row=1, col=column)  # fmt: skip
+            figure.add_scatter(x=values, y=[arm] * len(values), mode="markers", marker=dict(size=4, color=INK), opacity=0.6,
+                               showlegend=False, row=1, col=column)  # fmt: skip
+            figure.add_scatter(x=[values.mean()], y=[arm], mode="markers", name=arm, error_x=spread, showlegend=False,
+                               marker=dict(size=11, color=colour.get(arm, GREY)), row=1, col=column)  # fmt: skip
         figure.update_xaxes(title_text="share, test users", row=1, col=column)
-        figure.update_yaxes(showticklabels=column == 1, row=1, col=column)
     figure.update_yaxes(title_text="arm", col=1)
     title = f"{shown[-1]} ranks the hidden clicks best (NDCG@100 {means[shown[-1]]:.3f}), then {shown[-2]} ({means[shown[-2]]:.3f})"
     return style(figure, title, height=480)
@@ -143,7 +148,7 @@ def dimensions(lab) -> go.Figure:
     figure.update_xaxes(title_text="latent dimension, sorted by KL", col=1)
     figure.update_yaxes(title_text="mean KL [nats]", rangemode="tozero", col=1)
     figure.update_xaxes(title_text="beta", col=2)
-    figure.update_yaxes(title_text="dimensions with KL above 0.01 nats", rangemode="tozero", col=2)
+    figure.update_yaxes(title_text="dimensions above 0.01 nats", rangemode="tozero", col=2)
     total = {arm: _mean(lab, arm, "kl") for arm in ("mult_vae", "vae_beta1")}
     left = {arm: _mean(lab, arm, "alive") for arm in ("mult_vae", "vae_beta1")}
     title = (f"At its ceiling mult_vae tells {total['mult_vae']:.1f} nats about a user in {left['mult_vae']:.0f} live dimensions; "
@@ -163,9 +168,8 @@ def story(lab) -> go.Figure:
     for row, (name, items) in enumerate([("clicks shown", clicked), *found.items()]):
         _strip(figure, name, items, held.genre, hidden if row else None)
     hits = {arm: int(hidden[items].sum()) for arm, items in found.items()}
-    best = max(hits, key=hits.get)
     title = (f"Test user {user} of seed {lab.seeds[0]}, {int(shown.sum())} clicks shown (the 10 most popular are drawn) and "
-             f"{int(hidden.sum())} hidden: {best} has {hits[best]} of them in its top 10, mult_vae {hits.get('mult_vae', 0)}")  # fmt: skip
+             f"{int(hidden.sum())} hidden; the top tens hold {min(hits.values())} to {max(hits.values())} of them")  # fmt: skip
     figure.update_yaxes(autorange="reversed", title_text="arm").update_xaxes(dtick=1)
     title += ". Colour and letter: main genre; star: a hidden click"
     return style(figure, title, x="rank", height=480).update_layout(showlegend=False)
@@ -181,7 +185,7 @@ def _best(net, shown: torch.Tensor, count: int) -> torch.Tensor:
 def _strip(figure, name: str, items: torch.Tensor, genre: np.ndarray, hidden=None) -> None:
     """One row of items, a square each with its genre's letter; hits are stars with a dark rim."""
     hit = np.zeros(len(items), dtype=bool) if hidden is None else hidden[items].numpy() > 0
-    marker = dict(size=np.where(hit, 30, 24), color=[SHADES[genre[i]] for i in items], symbol=np.where(hit, "star", "square"),
+    marker = dict(size=np.where(hit, 26, 20), color=[SHADES[genre[i]] for i in items], symbol=np.where(hit, "star", "square"),
                   line=dict(color="black", width=np.where(hit, 2, 0)))  # fmt: skip
     figure.add_scatter(x=np.arange(1, len(items) + 1), y=[name] * len(items), mode="markers+text", marker=marker,
                        text=[chr(65 + genre[i]) for i in items], textfont=dict(color="white", size=11),
@@ -213,7 +217,7 @@ def one_user(net, params) -> go.Figure:
     _strip(figure, "top 10 now", items, held.genre, hidden)
     missed = [i for i in hidden.nonzero().flatten().tolist() if i not in items.tolist()][:10]
     if missed:
-        ring = dict(size=24, color=[SHADES[held.genre[i]] for i in missed], symbol="circle", line=dict(color="black", width=2))
+        ring = dict(size=20, color=[SHADES[held.genre[i]] for i in missed], symbol="circle", line=dict(color="black", width=2))
         figure.add_scatter(x=np.arange(1, len(missed) + 1), y=["hidden, missed"] * len(missed), mode="markers", marker=ring)
     figure.update_yaxes(autorange="reversed").update_xaxes(dtick=1)
     title = f"{int(hidden[items].sum())} of {int(hidden.sum())} hidden clicks in the top 10 of one validation user"
