@@ -125,7 +125,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=60)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     found = (row for name, case in CASES.items() if options.only in (None, name) for row in case(options.calls, options.rounds))
     if options.only:
         for row in found:

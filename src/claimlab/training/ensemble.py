@@ -31,6 +31,7 @@ class Ensemble:
             self.programs = {name: _Program(self.skeleton, task.gradients or loss) for name, loss in self.losses.items()}
             self.projection = _Program(self.skeleton, task.project)
         self.optimizers = {name: self._optimizers(name) for name in self.losses}
+        self.owned = {name: [_owned(m, name) for m in members] for name in self.losses if not stacked}
 
     def _optimizers(self, player: str) -> list[tuple[torch.optim.Optimizer, list[int]]]:
         """The optimisers of one player, each with the indices of the members that it moves."""
@@ -127,7 +128,7 @@ class Ensemble:
                 self.members[i].get_parameter(name).grad = None
             return losses[i]
 
-        owned = [_owned(m, player) for m in self.members]
+        owned = self.owned[player]
         for optimizer, owners in self.optimizers[player]:
             if self.task.joint_optimizer:
                 optimizer.zero_grad()
