@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from claimlab.data.own import read_table
+
 GENRES, MOST, LEAST, TASTE = 12, 100, 5, 12.0
 PAIRS = tuple((g, (g + 5) % GENRES) for g in range(8))  # genres that some users like together more than each alone
 
@@ -88,12 +90,7 @@ def ratings(path: str) -> tuple[np.ndarray, np.ndarray]:
     import pandas as pd
 
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a file; a CSV of user, item[, value] is needed")
-    try:
-        table = pd.read_csv(file)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if table.shape[1] < 2:
         raise ValueError(f"{file.name} has {table.shape[1]} column; user, item[, value] are needed")
     for name in table.columns[:2]:
