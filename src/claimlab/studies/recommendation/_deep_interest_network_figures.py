@@ -52,21 +52,22 @@ def weights(net, count: int) -> go.Figure:
     groups, x = net.shop_group[history], np.arange(1, len(history) + 1)
     titles = [f"candidate of group {int(net.shop_group[c]) + 1}" for c in candidates]
     figure = make_subplots(len(candidates), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12)
-    legend = set()
     for row, candidate in enumerate(candidates, 1):
         a = net.weights(history[None], candidate[None])[0]
         for g in groups.unique().tolist():
             here = (groups == g).numpy()
             own = g == int(net.shop_group[candidate])
             colour = (BLUE, *OTHERS)[groups.unique().tolist().index(g) % 9]
-            figure.add_bar(x=x[here], y=a.numpy()[here], marker_color=colour if own else faded(colour, 0.35), name=f"group {g + 1}",
-                           legendgroup=str(g), showlegend=g not in legend, row=row, col=1)  # fmt: skip
-            legend.add(g)
+            shade = colour if own else faded(colour, 0.35)
+            figure.add_bar(x=x[here], y=a.numpy()[here], marker_color=shade, showlegend=False, row=row, col=1)
+            if row == 1:  # the legend in full colour
+                figure.add_scatter(x=[None], y=[None], mode="markers", marker=dict(color=colour, symbol="square", size=10),
+                                   name=f"group {g + 1}")  # fmt: skip
     figure.update_layout(bargap=0.15)
     figure.update_xaxes(title_text="past click, sorted by interest group", row=len(candidates))
     figure.update_yaxes(title_text="weight", zeroline=True)
     title = ("Every past click has weight 1, whatever the candidate" if net.unit is None else
-             "The same clicks weighed for different candidates (full colour: same group as the candidate)")  # fmt: skip
+             "The same clicks weighed for different candidates; full colour: same interest group as the candidate")  # fmt: skip
     return style(figure, title, height=170 + 150 * len(candidates))
 
 
@@ -134,7 +135,7 @@ def ranking(lab) -> go.Figure:
     figure.add_annotation(x=bayes, y=1, yref="paper", yanchor="top", xanchor="right", showarrow=False,
                           text=f"true probabilities: {bayes:.3f} ")  # fmt: skip
     figure.update_yaxes(range=[-0.5, len(order) - 0.1])
-    return style(figure, f"Best test GAUC: {order[-1]}; lowest: {order[0]} (means of {len(base)} seeds with 95 % intervals)",
+    return style(figure, f"Best test GAUC: {order[-1]}; lowest: {order[0]} (mean of {len(base)} seeds, 95 %)",
                  x="GAUC on test candidates", height=480)  # fmt: skip
 
 
