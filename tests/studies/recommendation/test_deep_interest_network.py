@@ -321,5 +321,5 @@ def test_absent_and_binary_files_are_refused(tmp_path):
     (tmp_path / "bad.csv").write_bytes(b"user,item\n\xff\xfe,1\n")
     with pytest.raises(ValueError, match="bad.csv.*UTF-8"):
         shops.own(str(tmp_path / "bad.csv"), 8)
-    with pytest.raises(ValueError, match="not a file"):
+    with pytest.raises(ValueError, match="not a .csv file"):
         shops.own(str(tmp_path / "none.csv"), 8)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from claimlab.data.own import read_table
+
 CATEGORIES, GROUPS, SIZE = 60, 12, 6  # categories, interest groups, numbers that describe an item
 TRAIN, TEST, VALIDATION = 20, 10, 4  # candidates shown to each user
 COLUMNS = ("user", "item", "category", "timestamp", "label")
@@ -212,15 +214,9 @@ def own(path: str, length: int) -> Shop:
 
 def read(path: str):
     """The checked table of interactions, in time; five clicks a user at least, both labels, one known category an item."""
-    import pandas as pd
 
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"CLAIMLAB_DATA names {path}, which is not a file; a CSV with {', '.join(COLUMNS)} is needed")
-    try:
-        table = pd.read_csv(file, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file.name} is not a CSV file in UTF-8: {error}") from None
+    table = read_table(file)
     if missing := [c for c in COLUMNS if c not in table]:
         raise ValueError(f"{file.name} has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
     if not len(table):
