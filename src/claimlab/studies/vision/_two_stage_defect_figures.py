@@ -73,7 +73,7 @@ def ablation(lab) -> go.Figure:
     figure.add_vline(x=0, line={"color": draw.INK, "width": 1})
     figure.update_yaxes(tickvals=list(range(len(arms))), ticktext=[NAMES[a] for a in arms], autorange="reversed")
     below = sum(one.mean() < 0 for one in away.values())
-    title = f"What each change costs: {below} of {len(arms)} arms rank worse on average than end to end (line at 0); a dot is a seed"
+    title = f"{below} of {len(arms)} changes rank worse than end to end on average; a dot is a seed"
     return draw.style(figure, title, x="average precision minus that of end to end (95 % interval)", height=400)
 
 
@@ -96,7 +96,11 @@ def gallery(lab, arm: str, count: int = 6) -> go.Figure:
     title = (f"The {count} test images that {NAMES[arm]} ranks worst (seed {lab.seeds[0]}): {missed} missed, {count - missed} false "
              "alarms. Rows: image; exact mask, outlined the coarse one; weights that it would get; "
              "the map S with the exact mask outlined")  # fmt: skip
-    return draw.images(panels, titles, title=title, columns=count, outlines=lines)
+    figure = draw.images(panels, titles, title=title, columns=count, outlines=lines)
+    for row, top in ((1, 1.0), (2, max(1.0, p.w_pos)), (3, float(np.max(panels[3 * count :])))):  # one scale for a row
+        for k in range(row * count, (row + 1) * count):
+            figure.update_traces({"zmin": 0.0, "zmax": top}, {"type": "heatmap", "xaxis": f"x{k + 1}"})
+    return figure
 
 
 def misranked(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
