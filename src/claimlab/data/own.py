@@ -85,7 +85,6 @@ def labelled_table(path: str | Path, least: int = 40, most: int = 20_000, featur
     ValueError names the file, what is wrong and what is allowed: `least` to `most` rows, at most `features` columns of finite
     numbers, two classes or more with at least ten rows each. Labels may be words; they are numbered in sorted order.
     """
-
     file = Path(path)
     table = read_table(file)
     if "label" not in table or table.shape[1] < 2:

@@ -45,7 +45,7 @@ class Run(Stepwise):
         size = chunk or self._chunk_size()
         self.chunks = [slice(a, min(a + size, len(self.seeds))) for a in range(0, len(self.seeds), size)]
         self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
-        gathers = self.stacked and task.ahead > 1 and getattr(type(task), "block", None) is Supervised.block
+        gathers = self.stacked and task.ahead > 1 and type(task).block is Supervised.block
         self.rows = [Rows(self.tasks[c], self.device) for c in self.chunks] if gathers else []
         self.step, self.diverged = 0, {}
         self.overrides: list[dict[str, float]] = [{} for _ in self.seeds]
@@ -118,7 +118,7 @@ class Run(Stepwise):
 
     def _draw_chunk(self, k: int, chunk: slice) -> list | tuple:
         """The batches of a chunk's members: stacked, so that item k of each part is a step's [S, ...], or those of each member."""
-        if self.stacked and self.rows and (drawn := self.rows[k].draw(self.rngs[chunk], self.task.ahead)):
+        if self.rows and (drawn := self.rows[k].draw(self.rngs[chunk], self.task.ahead)):
             return drawn
         blocks = [self._draw_member(i) for i in range(len(self.seeds))[chunk]]
         return tuple(torch.stack(same, 1) for same in zip(*blocks, strict=True)) if self.stacked else blocks

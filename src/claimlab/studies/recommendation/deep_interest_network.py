@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from claimlab.claims import Claim
 from claimlab.params import knob
+from claimlab.parts import validated
 from claimlab.parts.ranking import auc
 from claimlab.studies.recommendation._deep_interest_network_shop import Part, Shop, gauc, own, simulated
 from claimlab.study import Control, Paper, beside
@@ -141,12 +141,11 @@ class Ranker(nn.Module):
         for name in ("category", "group", "item_count", "category_count"):
             self.register_buffer("shop_" + name, getattr(shop, name))
         self.register_buffer("rival", torch.full((10,), torch.nan))  # GAUC of base_pool by number of interests
-        self.register_buffer("best", torch.tensor(-1.0))
         self.register_buffer("trace", torch.full((ticks, 11), torch.nan))  # step, GAUC, loss, mean and variance of 4 channels
         shown = shop.test.users[shop.test.many.argmax(), :SHOWN]  # one user with the most interests, for pictures
         shown = torch.nn.functional.pad(shown, (0, SHOWN - len(shown)), value=-1)
         self.register_buffer("demo", torch.cat([shop.histories[shop.test.row[shown[0]]], shop.test.candidate[shown] * (shown >= 0)]))
-        self.register_buffer("kept", nn.utils.parameters_to_vector(self.parameters()).detach().clone())
+        validated.track(self)
 
     def activate(self, name: str, s: Tensor, seen: dict, there: Tensor | None = None) -> Tensor:
         """Dice with the moments of the minibatch in training (noted in `seen`) and running ones at test; or PReLU."""
@@ -209,10 +208,7 @@ class SgdAndAdam(torch.optim.Adam):
 
 def best(net: Ranker) -> Ranker:
     """A copy in eval mode with the parameters of the best validation GAUC."""
-    found = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        nn.utils.vector_to_parameters(found.kept.clone(), found.parameters())
-    return found
+    return validated.best(net).eval()
 
 
 @torch.no_grad()
@@ -304,9 +300,7 @@ class Click(Task):
         count = int(users.max()) + 1
         score = scores(net, self.shop, part, count)
         found = gauc(part.y, score, users)
-        if found > net.best:  # the first of equal ones
-            net.best.copy_(found)
-            net.kept.copy_(nn.utils.parameters_to_vector(net.parameters()))
+        validated.keep(net, float(found))
         held = nn.functional.binary_cross_entropy_with_logits(score, part.y[:count].float())
         dice4 = net.running["unit"][:, :4].flatten() if "unit" in net.running else torch.zeros(8)
         tick = int(torch.isfinite(net.trace[:, 0]).sum())
