@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from claimlab.training.shortcuts import Shortcuts
+from claimlab.training.eager import spare_the_compiler
+from claimlab.training.stacked import Stacked
 from claimlab.training.task import Task
+
+spare_the_compiler()
 
 
 class Ensemble:
@@ -25,11 +27,9 @@ class Ensemble:
         self.losses = dict(task.players())
         self.frozen: set[str] = set()  # names of parameters that stay where they are
         if stacked:
-            self.skeleton = copy.deepcopy(members[0]).to("meta")
             self.leaves, self.constants = _stack(members)
             self.names = {id(leaf): name for name, leaf in self.leaves.items()}
-            self.programs = {name: _Program(self.skeleton, task.gradients or loss) for name, loss in self.losses.items()}
-            self.projection = _Program(self.skeleton, task.project)
+            self.every = Stacked(members[0], self.leaves | self.constants, len(members))
         self.optimizers = {name: self._optimizers(name) for name in self.losses}
         self.owned = {name: [_owned(m, name) for m in members] for name in self.losses if not stacked}
 
@@ -86,10 +86,10 @@ class Ensemble:
         moved = [leaf for group in optimizer.param_groups for leaf in group["params"]]
         if self.task.gradients:
             with torch.no_grad():
-                losses, named = self._every(self.programs[player], *batch)
+                losses, named = self.every(self.task.gradients, *batch)
             found = [named.get(self.names[id(leaf)]) for leaf in moved]
         else:
-            losses = self._every(self.programs[player], *batch)
+            losses = self.every(loss, *batch)
             found = torch.autograd.grad(losses.sum(), moved, allow_unused=True)
         for leaf, gradient in zip(moved, found, strict=True):
             held = gradient is None or self.names[id(leaf)] in self.frozen  # an optimiser passes over what has no gradient
@@ -98,18 +98,9 @@ class Ensemble:
         optimizer.step()
         return losses.detach()
 
-    def _every(self, program: _Program, *batch: Tensor) -> Any:
-        """What `program` gives for each member on its batch, stacked."""
-
-        def one(leaves, constants, *sample):
-            return functional_call(program, _prefixed(leaves, constants), sample)
-
-        with Shortcuts():
-            return vmap(one)(self.leaves, self.constants, *batch)
-
     @torch.no_grad()
     def _project(self) -> None:
-        every = [(self.leaves | self.constants, self._every(self.projection))] if self.stacked else [
+        every = [(self.leaves | self.constants, self.every(self.task.project))] if self.stacked else [
             (m.state_dict(keep_vars=True), self.task.project(m)) for m in self.members]  # fmt: skip
         for held, found in every:
             for name in found.keys() - self.frozen:
@@ -175,21 +166,6 @@ class Ensemble:
         for player, pairs in self.optimizers.items() if state["optimizers"] else ():
             for (optimizer, _), saved in zip(pairs, state["optimizers"][player], strict=True):
                 optimizer.load_state_dict(copy.deepcopy(saved))
-
-
-class _Program(nn.Module):
-    """Gives functional_call a module to call, so that what a task computes may use submodules of `net` directly."""
-
-    def __init__(self, net: nn.Module, compute):
-        super().__init__()
-        self.net, self.compute = net, compute
-
-    def forward(self, *sample):
-        return self.compute(self.net, *sample)
-
-
-def _prefixed(*named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"net.{name}": tensor for part in named for name, tensor in part.items()}
 
 
 def _owned(member: nn.Module, player: str) -> list[Tensor]:

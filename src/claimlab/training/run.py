@@ -18,7 +18,7 @@ from claimlab.training.ensemble import Ensemble
 from claimlab.training.rows import Rows
 from claimlab.training.task import Stepwise, Supervised, Task, Tick
 
-CHUNK_BYTES = 16 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of a processor's cache
+CHUNK_BYTES = 24 << 20  # parameters, gradients and two moments of a chunk; larger stacks fall out of a processor's cache
 CHUNK_BYTES_ELSEWHERE = 1 << 30  # an accelerator is fast when it has much to do
 HISTORY_BYTES = 32 << 20
 
@@ -43,6 +43,7 @@ class Run(Stepwise):
         wanted = task.vectorize and task.joint_optimizer
         self.stacked = len(self.seeds) > 1 and wanted if stacked is None else stacked
         size = chunk or self._chunk_size()
+        size = -(-len(self.seeds) // -(-len(self.seeds) // size))  # chunks of like size, no small rest
         self.chunks = [slice(a, min(a + size, len(self.seeds))) for a in range(0, len(self.seeds), size)]
         self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
         gathers = self.stacked and task.ahead > 1 and type(task).block is Supervised.block
