@@ -37,6 +37,7 @@ class Scripted:
             while self.todo and driver.lab.done >= self.todo[0][0]:
                 _, verb, payload, *arm = self.todo.pop(0)
                 self.numbers.append(self.ledger.command(self.run, verb, payload, arm=arm[0] if arm else None, by="test"))
+            driver.next = 0.0  # look at them now
             between(driver)
 
         steering.Driver.between = watched
@@ -49,6 +50,14 @@ class Scripted:
     def answers(self):
         found = {c["id"]: c for c in self.ledger.commands(self.run)}
         return [found[n] for n in self.numbers]
+
+
+def test_a_run_that_goes_on_looks_at_its_commands_fifty_times_a_second_at_most(ledger, study, monkeypatch):
+    looks, pending = [], Ledger.pending
+    monkeypatch.setattr(Ledger, "pending", lambda self, run: looks.append(time.monotonic()) or pending(self, run))
+    live.execute(study, study.make(KNOBS), ledger, ledger.start_run(study.slug, KNOBS, seeds=[0, 1]))
+    gaps = [b - a for a, b in zip(looks, looks[1:], strict=False)]
+    assert gaps and min(gaps) >= steering.LOOK
 
 
 def test_a_change_undone_leaves_the_run_as_if_it_had_never_come(ledger, study):
@@ -81,8 +90,9 @@ def test_a_change_changes_its_arm_from_its_step_on_and_no_other(ledger, study, v
 
 
 def test_a_paused_run_stands_still_obeys_every_verb_and_goes_on(ledger, study):
-    params = study.make(KNOBS)
-    run = ledger.start_run(study.slug, KNOBS, seeds=[0, 1])
+    long = {**KNOBS, "steps": 1000}
+    params = study.make(long)
+    run = ledger.start_run(study.slug, long, seeds=[0, 1])
     thread = threading.Thread(target=lambda: live.execute(study, params, Ledger(), run), daemon=True)
     thread.start()
 

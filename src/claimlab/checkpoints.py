@@ -17,6 +17,7 @@ from claimlab.ledger import Ledger, home
 LAST = 3  # regular checkpoints that are kept
 SECONDS = 20.0  # between two of them, at least
 SHARE = 0.02  # of a run's time that may go into writing them
+COURTESY = 0.03  # seconds before the disk's turn: saving holds the interpreter, and whoever asked for a change wants an answer
 
 
 class Shelf:
@@ -51,6 +52,7 @@ class Shelf:
     def _write(self, state: dict[str, Any], name: str) -> None:
         import torch
 
+        time.sleep(COURTESY)
         began, path = time.monotonic(), self.path(name)
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, path.with_suffix(".part"))

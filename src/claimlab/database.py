@@ -102,6 +102,7 @@ class Database:
             self._engine = create_engine(self.url, poolclass=NullPool, connect_args={"check_same_thread": False, "timeout": 30})
             event.listen(self._engine, "connect", _pragmas)
         self._connection = self._engine.connect()
+        self._driver = self._connection.connection.driver_connection  # asked fifty times a second: no detour
         self._shared = self._engine.dialect.name == "postgresql"
         self._bell = Bell(self._connection)
         with self._connection.begin():
@@ -147,7 +148,7 @@ class Database:
         """A number that changes when others may have asked something; None where that takes a query. Costs microseconds."""
         with self._lock:
             if self.path is not None:
-                cursor = self._connection.connection.driver_connection.execute("PRAGMA data_version")
+                cursor = self._driver.execute("PRAGMA data_version")
                 found = cursor.fetchone()[0]
                 cursor.close()
                 return found

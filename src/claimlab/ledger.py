@@ -41,7 +41,7 @@ class Ledger(Watching, Reading):
         super().__init__(url)
         self._points: list[dict[str, Any]] = []
         self._calls, self._flushed = 0, time.monotonic()
-        self._seen: dict[str, int] = {}
+        self._seen: dict[tuple[str, str], int] = {}
         self._living: set[int] = set()
 
     def close(self) -> None:
@@ -219,9 +219,9 @@ class Ledger(Watching, Reading):
     def pending(self, run: str) -> list[dict[str, Any]]:
         """Commands not yet answered, oldest first; costs microseconds while nothing has changed."""
         if (stamp := self._stamp()) is not None:
-            if self._seen.get(run) == stamp:
+            if self._seen.get(("commands", run)) == stamp:
                 return []
-            self._seen[run] = stamp
+            self._seen["commands", run] = stamp
         table = schema.command
         query = select(table).where((table.c.run == run) & table.c.answered.is_(None)).order_by(table.c.id)
         return [_decoded(row) for row in self._rows(query)]

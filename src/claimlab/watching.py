@@ -20,6 +20,7 @@ class Watching(Database):
     """The part of the ledger that tells lost runs, and that live views use: a viewer asks, the run's process draws."""
 
     _living: set[int]  # processes of runs that were seen alive from here
+    _seen: dict[tuple[str, str], int]  # what of which run was looked at, with the stamp of then
 
     def reap(self, older: float = 3.0) -> list[str]:
         """Mark runs as lost whose process has not been heard of for `older` seconds, or has died before our eyes; their ids.
@@ -50,6 +51,7 @@ class Watching(Database):
         this = (table.c.run == run) & (table.c.view == view) & (table.c.arm == arm) & (table.c.seed == seed)
         known = self._rows(select(table).where(this))
         if not known or known[0]["until"] < until - seconds / 2:
+            self._seen.clear()  # the stamp tells of other connections only
             with self._writing() as connection:
                 if not connection.execute(update(table).where(this).values(until=until)).rowcount:
                     connection.execute(table.insert().values(run=run, view=view, arm=arm, seed=seed, until=until))
@@ -57,9 +59,15 @@ class Watching(Database):
 
     def watched(self, run: str) -> list[dict[str, Any]]:
         """The pictures that somebody watches now: id, view, arm, seed, and the step and reason of the last drawing."""
+        stamp = None if self.path is None else self._stamp()  # a server rings for commands only
+        if stamp is not None and self._seen.get(("views", run)) == stamp:
+            return []
         table = schema.view
         names = (table.c.id, table.c.view, table.c.arm, table.c.seed, table.c.step, table.c.reason)
-        return self._rows(select(*names).where((table.c.run == run) & (table.c.until > time.time())).order_by(table.c.id))
+        found = self._rows(select(*names).where((table.c.run == run) & (table.c.until > time.time())).order_by(table.c.id))
+        if stamp is not None and not found:
+            self._seen["views", run] = stamp
+        return found
 
     def show(self, picture: int, step: int, figure: str | None, reason: str = "") -> None:
         """Put a new picture in the place of the old one."""
