@@ -102,7 +102,7 @@ def test_files_are_short():
     assert over == [] and contract.budget_files(PACKAGE / "studies", 400) == []
     above = [p for p in CORE if p.relative_to(PACKAGE).parts[0] in OPERATIONS]
     lines, operations = sum(statements(p) for p in CORE if p not in above), sum(map(statements, above))
-    assert lines <= 5000, f"the core has {lines} lines of code"
+    assert lines <= 5100, f"the core has {lines} lines of code"
     assert operations <= 4200, f"commands, reports, schedules and sweeps have {operations} lines of code"
 
 

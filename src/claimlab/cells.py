@@ -50,7 +50,7 @@ def sync(paths: Iterable[Path]) -> list[Path]:
 
 def stale(path: Path) -> list[str]:
     """Why a notebook is not what `sync` would write; empty when it is in sync."""
-    import nbformat
+    from claimlab.lightly import nbformat
 
     path, study = Path(path), find(Path(path).stem)
     text = path.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def stale(path: Path) -> list[str]:
 
 
 def _fresh(path: Path) -> str:
-    import nbformat
+    from claimlab.lightly import nbformat
 
     node = nbformat.reads(path.read_text(encoding="utf-8"), 4)
     want = generated(find(path.stem))
@@ -75,9 +75,9 @@ def _fresh(path: Path) -> str:
 
 
 def _generated_cell(name: str, source: str, old: Any = None) -> Any:
-    from nbformat import v4
+    from claimlab.lightly import nbformat
 
-    make = v4.new_markdown_cell if name == "heading" else v4.new_code_cell
+    make = nbformat.v4.new_markdown_cell if name == "heading" else nbformat.v4.new_code_cell
     made = make(source, id=old.get("id", name) if old else name, metadata={"claimlab": name})
     if name == "parameters":
         made.metadata["tags"] = ["parameters"]
@@ -86,7 +86,7 @@ def _generated_cell(name: str, source: str, old: Any = None) -> Any:
 
 def dumps(cells: list) -> str:
     """A notebook of these cells as it is committed: no outputs, no counts, stable ids, one trailing newline."""
-    import nbformat
+    from claimlab.lightly import nbformat
 
     seen: set[str] = set()
     for position, one in enumerate(cells):
@@ -121,13 +121,13 @@ SKELETON = (
 
 def template(study: Study) -> str:
     """The text of a new notebook of `study`: generated cells and a skeleton that runs; what a person writes says so."""
-    from nbformat import v4
+    from claimlab.lightly import nbformat
 
     cells = [_generated_cell(name, source) for name, source in generated(study).items()]
     for title, text, code in SKELETON:
         name = title.removeprefix("## ").lower().replace(" ", "-")
         said = study.honesty if name == "what-the-scale-hides" and study.honesty else f"{TO_WRITE} {text}"
-        cells.append(v4.new_markdown_cell(f"{title}\n\n{said}", id=name))
+        cells.append(nbformat.v4.new_markdown_cell(f"{title}\n\n{said}", id=name))
         if code:
-            cells.append(v4.new_code_cell(code, id=f"{name}-code"))
+            cells.append(nbformat.v4.new_code_cell(code, id=f"{name}-code"))
     return dumps(cells)

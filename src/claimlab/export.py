@@ -67,7 +67,7 @@ def page(notebook, target: Path, facts: dict[str, Any], *, plotly: str = PLOTLY,
     `facts`: title, status, reason, traceback, facts (short texts), rows (see `row`), back (an address). `plotly` is the
     address of plotly.min.js seen from the page; `single_file` writes it into the page instead (4.8 MB).
     """
-    import nbformat
+    from claimlab.lightly import nbformat
 
     node = nbformat.read(notebook, 4) if isinstance(notebook, str | Path) else notebook
     node.cells = list(_mark(node.cells))

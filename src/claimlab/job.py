@@ -81,7 +81,7 @@ class Job:
 
 def mend(job: Job) -> None:
     """Correct what papermill wrote after the kernel was gone: it calls the dead cell and all later ones completed."""
-    import nbformat
+    from claimlab.lightly import nbformat
 
     if not job.notebook.exists():
         return

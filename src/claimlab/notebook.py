@@ -160,6 +160,8 @@ def _register() -> None:
 
 
 if in_kernel():
+    import claimlab.lightly  # noqa: F401  # before plotly loads what it spares
+
     _register()
 
 

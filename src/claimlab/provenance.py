@@ -49,6 +49,13 @@ def sources(study: Study) -> list[Path]:
     return sorted(seen)
 
 
+def read_package() -> None:
+    """Read the sources that studies share ahead of time; what is read is remembered."""
+    for path in PACKAGE.rglob("*.py"):
+        if not path.is_relative_to(PACKAGE / "studies"):
+            _read(path)
+
+
 def contents(path: Path) -> str:
     """Hash of a file, or of all files of a folder with their names; 'absent' where there is none."""
     if not path.exists():

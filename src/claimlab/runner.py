@@ -83,9 +83,8 @@ def prepare(slug: str, values=None, *, profile="default", seeds=None, control=Fa
 
 def check_notebook(study: Study) -> None:
     """StudyError if the notebook is absent, unreadable, without a parameters cell, or would ignore a knob."""
-    import nbformat
-
     from claimlab.cells import generated
+    from claimlab.lightly import nbformat
 
     path = study.notebook
     if not path.exists():
@@ -192,9 +191,8 @@ def _try(act) -> tuple[Any, str]:
 
 
 def _report(job: Job, status: str, reason: str, verdicts: list[dict], single_file: bool) -> Path:
-    import nbformat
-
     from claimlab import export
+    from claimlab.lightly import nbformat
 
     export.share_plotly(job.folder.parent)
     claims = {c.id: c for c in job.study.claims}

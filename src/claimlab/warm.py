@@ -6,6 +6,7 @@ computed nothing and drawn no random number when it forks. It ends, and its kern
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -17,10 +18,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
-IMPORTS = ("torch", "numpy", "pandas", "plotly.graph_objects", "ipykernel.kernelapp", "ipykernel.ipkernel", "claimlab.notebook",
-           "claimlab.experiment", "claimlab.ledger", "claimlab.figures", "scipy.stats")  # fmt: skip
+IMPORTS = (
+    "claimlab.lightly", "torch", "numpy", "pandas", "plotly.graph_objects", "plotly.io", "pyarrow.parquet", "scipy.stats", "psutil",
+    "ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "claimlab.notebook", "claimlab.runner", "claimlab.live",
+    "claimlab.export", "claimlab.figures", "claimlab.models",
+)  # fmt: skip
 PATIENCE = 60.0  # seconds for which a new kernel is waited for
 _running: list[Warm] = []
 
@@ -117,10 +121,25 @@ class Forked:
 # ---- in the process that forks
 
 
-def serve(control: socket.socket) -> None:
-    """Fork a kernel for each message, tell of each how it ended, and go when nobody is there to ask."""
+def prepare() -> None:
+    """What every kernel would do first, done once for all: import, read this package's sources, load what drawing needs."""
     for name in IMPORTS:
         importlib.import_module(name)
+    import pandas as pd
+
+    from claimlab import figures, provenance
+    from claimlab.ledger import COLUMNS
+
+    provenance.read_package()
+    table = pd.DataFrame([("arm", seed, step, "metric", 0.0) for seed in range(2) for step in range(2)], columns=COLUMNS)
+    figures.curve(table, "metric", title="", y_title="").to_json()
+    gc.collect()
+    gc.freeze()  # or the first collection in each kernel would copy every page that it looks at
+
+
+def serve(control: socket.socket) -> None:
+    """Fork a kernel for each message, tell of each how it ended, and go when nobody is there to ask."""
+    prepare()
     lines: dict[int, socket.socket] = {}
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -166,7 +185,6 @@ def _answer(asked: dict[str, Any], files: list[int], lines: dict[int, socket.soc
 
 def _kernel(asked: dict[str, Any], line: socket.socket, output: list[int], not_mine: list[int]) -> None:
     """Become the kernel; never returns."""
-    code = 1
     try:
         parent = os.getppid()
         os.setsid()
@@ -181,9 +199,18 @@ def _kernel(asked: dict[str, Any], line: socket.socket, output: list[int], not_m
         line.send(str(os.getpid()).encode())
         for one in (*not_mine, *output, line.detach()):
             os.close(one)
+        become(["-f", asked["connection"], f"--IPKernelApp.parent_handle={parent}"])
+    finally:  # nothing of the process that forked goes on here
+        os._exit(1)
+
+
+def become(argv: list[str]) -> NoReturn:
+    """Be a kernel, and end with it: tearing down an interpreter that holds torch takes two seconds, which people wait for."""
+    code = 1
+    try:
         from ipykernel.kernelapp import IPKernelApp
 
-        IPKernelApp.launch_instance(argv=["-f", asked["connection"], f"--IPKernelApp.parent_handle={parent}"])
+        IPKernelApp.launch_instance(argv=argv)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -199,5 +226,7 @@ def _kernel(asked: dict[str, Any], line: socket.socket, output: list[int], not_m
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "-f":
+        become(sys.argv[1:])
     with socket.socket(fileno=int(sys.argv[1])) as given:
         serve(given)
