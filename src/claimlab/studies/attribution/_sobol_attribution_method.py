@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from claimlab.parts.attribution import SPLIT
+
 # ---- the design: where f is asked
 
 
@@ -122,10 +124,14 @@ def dim(x: Tensor, masks: Tensor, hidden: Tensor) -> Tensor:
 def ask(logits: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, masks: Tensor, hidden: Tensor, kind: str) -> Tensor:
     """f of every image [n, C, H, W] under every mask [K, 1, H, W]: the logit or probability of `target` [n]. [n, K]
 
-    All masks of an image go to `logits` as one batch; `hidden` is mu, [n or 1, C, H or 1, W or 1].
+    The masks of an image go to `logits` in pieces that stay in the processor's cache, channels last; `hidden` is mu,
+    [n or 1, C, H or 1, W or 1].
     """
+    found, parts = [], masks.split(SPLIT)
     with torch.no_grad():
-        found = [logits(dim(one, masks, mu)) for one, mu in zip(x, hidden.expand(len(x), *hidden.shape[1:]), strict=True)]
+        for one, mu in zip(x, hidden.expand(len(x), *hidden.shape[1:]), strict=True):
+            last = one[None].contiguous(memory_format=torch.channels_last)[0]
+            found.append(torch.cat([logits(dim(last, part, mu)) for part in parts]))
     chosen = torch.stack(found).softmax(2) if kind == "probability" else torch.stack(found)
     return chosen.gather(2, target[:, None, None].expand(-1, len(masks), 1))[..., 0]
 

@@ -214,7 +214,6 @@ def own(path: str, length: int) -> Shop:
 
 def read(path: str):
     """The checked table of interactions, in time; five clicks a user at least, both labels, one known category an item."""
-
     file = Path(path)
     table = read_table(file)
     if missing := [c for c in COLUMNS if c not in table]:
