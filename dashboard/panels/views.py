@@ -52,7 +52,8 @@ def choose(study: Study, seen: glance.Glance, changed: Callable[[], None] | None
 def show(row: dict[str, Any], choice: Choice) -> None:
     """The picture that was chosen, and what it shows in words."""
     kept = choice.moment != NOW or row["status"] in ledger.ENDED
-    figure, told = (_kept if kept else _live)(row["id"], choice)
+    with st.container():  # a spinner has a place of its own, so that the picture keeps its place
+        figure, told = (_kept if kept else _live)(row["id"], choice)
     if figure is not None:
         charts.show(figure, key="view-picture", alt=f"{choice.view} of {choice.arm}, seed {choice.seed}")
     st.caption(plain(told))

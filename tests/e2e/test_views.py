@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from playwright.sync_api import expect
 
 from claimlab import live
 from claimlab.ledger import Ledger
@@ -54,7 +55,7 @@ def test_the_picture_moves_while_one_looks_and_stands_still_while_the_run_is_pau
         slider.focus()
         slider.press("Home")
         frame.get_by_text("at a checkpoint").wait_for()
-        frame.locator(".js-plotly-plot").wait_for()
+        expect(frame.locator(".js-plotly-plot")).to_have_count(1, timeout=60_000)  # the picture of before may be there for a moment
 
 
 def test_networks_of_a_finished_run_answer_a_table_of_ones_own(home, own_studies, page, screenshots, tmp_path):
