@@ -6,7 +6,10 @@ memory at the measured bandwidth, whichever is longer (Williams, Waterman, Patte
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -103,27 +106,44 @@ def growth(rounds: int) -> Iterator[Row]:
     yield from _ledger(rounds)
 
 
+PAGES = {"catalogue": ("", ""), "live": ("live", ""), "compare": ("compare", "study=mixup"), "reports": ("reports", "")}
+
+
 def _ledger(rounds: int) -> Iterator[Row]:
-    """Looking for a study's newest runs, and reading one run's points, among ever more runs of 100 points each."""
+    """Looking for the newest runs, reading one run's points, and each page of the dashboard, among ever more runs of 100 points."""
     from claimlab.ledger import Ledger
 
-    found: dict[str, list[Row]] = {"the newest 50 of runs": [], "the table of one of runs": []}
+    found: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        book, there = Ledger(f"sqlite:///{folder}/ledger.db"), 0
+        os.environ["CLAIMLAB_HOME"] = folder
+        book, there = Ledger(), 0
         for count in RUNS:
             while there < count:
-                run = book.start_run("benchmark", {"lr": there})
-                book.log(run, [("arm", k % 5, k // 5, "loss", 0.5) for k in range(100)])
+                run = book.start_run("mixup", {"alpha": 0.1 + there % 32}, seeds=range(5))
+                book.log(run, [("mixup", k % 5, k // 5, "loss", 0.5) for k in range(100)])
                 book.set_status(run, "finished")
                 there += 1
             book.flush()
             looks = {"the newest 50 of runs": lambda: (book.runs(limit=50), None)[1],
                      "the table of one of runs": lambda run=run: (book.points_since(run), None)[1]}  # fmt: skip
-            for name, spent in turns(looks, 5, rounds).items():
-                found[name].append(Row("growth", name, f"{count}", spent, "ms"))
+            for name, spent in (turns(looks, 5, rounds) | _pages(rounds)).items():
+                found.setdefault(name, []).append(Row("growth", name, f"{count}", spent, "ms"))
         book.close()
     for rows in found.values():
         yield from exponent(rows, RUNS)
+
+
+def _pages(rounds: int) -> dict[str, float]:
+    """Median milliseconds of each page, warm, in a dashboard of its own."""
+    import live
+
+    async def visit(address: str, page: str, query: str) -> float:
+        async with live.Visitor(address, page, query) as one:
+            return 1e3 * (await one.run())[0]
+
+    with live._server() as (address, _):
+        took = {f"page {name} over runs": [asyncio.run(visit(address, *where)) for _ in range(rounds)] for name, where in PAGES.items()}
+    return {name: statistics.median(spent[1:]) for name, spent in took.items()}
 
 
 # ---- memory

@@ -35,14 +35,15 @@ def growth(rows: list[Row]) -> go.Figure:
     """Cost against size, both axes logarithmic; titles say the fitted exponent."""
     cases = list(dict.fromkeys(row.case for row in rows))
     told = {case: next(row.note for row in reversed(rows) if row.case == case) for case in cases}
-    figure = make_subplots((len(cases) + 1) // 2, 2, subplot_titles=[f"{case}<br>{told[case]}" for case in cases], vertical_spacing=0.16)
+    lines, titles = (len(cases) + 1) // 2, [f"{case}<br>{told[case]}" for case in cases]
+    figure = make_subplots(lines, 2, subplot_titles=titles, vertical_spacing=0.4 / lines)
     for k, case in enumerate(cases):
         part = [row for row in rows if row.case == case]
         place = {"row": k // 2 + 1, "col": k % 2 + 1}
         figure.add_scatter(x=[int(row.program) for row in part], y=[row.value for row in part], mode="lines+markers",
                            line_color=BLUE, showlegend=False, **place)  # fmt: skip
         figure.update_yaxes(title_text=part[0].unit, **place)
-    figure = style(figure, "How cost grows with size", height=300 * ((len(cases) + 1) // 2))
+    figure = style(figure, "How cost grows with size", height=120 + 280 * lines).update_layout(margin_t=110)
     return figure.update_xaxes(type="log").update_yaxes(type="log").update_annotations(font_size=13)
 
 
@@ -50,7 +51,7 @@ def table(rows: Iterable[Row]) -> str:
     """The rows of one area."""
     lines = []
     for row in rows:
-        value = "not there" if row.value is None else f"{row.value:,.3g} {row.unit}"
+        value = "not there" if row.value is None else f"{row.value:{',.0f' if row.value >= 1000 else '.3g'}} {row.unit}"
         ratio = "" if row.ratio is None else f"{row.ratio:.3f} of {row.against}"
         mark = "" if row.met is None else "reached" if row.met else "missed"
         goal = "" if row.goal is None else f'<span class="{mark}">{row.goal:.3g}, {mark}</span>'
