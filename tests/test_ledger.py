@@ -153,6 +153,19 @@ def test_a_command_of_any_verb_is_seen_by_the_run_and_answered(ledger, verb):
     driver.close()
 
 
+@pytest.mark.parametrize("status", ["finished", "failed", "stopped", "timed out", "lost"])
+def test_a_command_that_meets_no_run_any_more_is_refused_and_no_other(ledger, status):
+    run, other = ledger.start_run("s", {}), ledger.start_run("s", {})
+    done, late, elsewhere = ledger.command(run, "pause", {}), ledger.command(run, "stop", {}), ledger.command(other, "stop", {})
+    ledger.answer(done, True, step=3)
+    ledger.set_status(run, status)
+    too_late = ledger.command(run, "resume", {})
+    found = {c["id"]: (c["ok"], c["reason"]) for c in ledger.commands(run)}
+    refusal = (False, f"the run is {status}; only a run that goes on can be steered")
+    assert found == {done: (True, ""), late: refusal, too_late: refusal}
+    assert [c["id"] for c in ledger.pending(other)] == [elsewhere]
+
+
 def test_polling_costs_little_beside_a_step(ledger):
     run = ledger.start_run("s", {})
     ledger.pending(run)

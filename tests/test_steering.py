@@ -60,6 +60,21 @@ def test_a_run_that_goes_on_looks_at_its_commands_fifty_times_a_second_at_most(l
     assert gaps and min(gaps) >= steering.LOOK
 
 
+def test_what_is_asked_after_the_last_look_is_refused_when_the_run_ends(ledger, study, monkeypatch):
+    monkeypatch.setattr(steering, "LOOK", 1e9)
+    run = ledger.start_run(study.slug, KNOBS, seeds=[0, 1])
+    asked = []
+
+    def ask(lab, *_):
+        if lab.done == lab.total:
+            asked.append(ledger.command(run, "set", {"name": "rate", "value": 0.5}, by="test"))
+
+    live.execute(study, study.make(KNOBS), ledger, run, on_tick=ask)
+    ledger.set_status(run, "finished")
+    (answer,) = ledger.commands(run)
+    assert asked == [answer["id"]] and not answer["ok"] and "the run is finished" in answer["reason"]
+
+
 def test_a_change_undone_leaves_the_run_as_if_it_had_never_come(ledger, study):
     one = Scripted(ledger, study, [
         (300, "set", {"name": "lr", "value": 1.0}), (500, "reset", {"layer": "weight"}), (700, "rollback", {"checkpoint": "000000300"}),

@@ -71,12 +71,14 @@ class Ledger(Watching, Reading):
         return run
 
     def set_status(self, run: str, status: str, reason: str = "") -> None:
-        """Set the status of a run; one that ends it stamps the time."""
+        """Set the status of a run; one that ends it stamps the time and refuses the commands that still wait."""
         if status not in STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
         ended = {"ended": time.time()} if status in ENDED else {"heartbeat": time.time(), "pid": os.getpid(), "ended": None}
         with self._writing() as connection:
             connection.execute(update(schema.run).where(schema.run.c.id == run).values(status=status, reason=reason, **ended))
+            self._alone(connection, run)
+            self._refuse(connection, run)
 
     def heartbeat(self, run: str, done: int | None = None, total: int | None = None) -> None:
         """Say that the run's process lives, and how far it is in steps."""
@@ -202,19 +204,27 @@ class Ledger(Watching, Reading):
     def events(self, run: str, after: int = 0) -> list[dict[str, Any]]:
         """Events of a run with an id above `after`, oldest first."""
         table = schema.event
-        return [
-            _decoded(r) for r in self._rows(select(table).where((table.c.run == run) & (table.c.id > after)).order_by(table.c.id))
-        ]
+        query = select(table).where((table.c.run == run) & (table.c.id > after)).order_by(table.c.id)
+        return [_decoded(r) for r in self._rows(query)]
 
-    def command(
-        self, run: str, verb: str, payload: dict, *, arm: str | None = None, seed: int | None = None, by: str = ""
-    ) -> int:
-        """Queue a command for a run and return its number."""
+    def command(self, run: str, verb: str, payload: dict, *, arm: str | None = None, seed: int | None = None, by: str = "") -> int:
+        """Queue a command for a run and return its number; one for a run that has ended is refused at once."""
         row = {"run": run, "verb": verb, "payload": json.dumps(payload), "arm": arm, "seed": seed, "by": by, "time": time.time()}
         self._seen.clear()  # the stamp tells of other connections only
         with self._writing() as connection:
             self._ring(connection)
-            return connection.execute(schema.command.insert().values(**row)).inserted_primary_key[0]
+            self._alone(connection, run)
+            number = connection.execute(schema.command.insert().values(**row)).inserted_primary_key[0]
+            self._refuse(connection, run)
+        return number
+
+    @staticmethod
+    def _refuse(connection: Any, run: str) -> None:
+        table, status = schema.command, connection.execute(select(schema.run.c.status).where(schema.run.c.id == run)).scalar()
+        if status in ENDED:
+            reason = f"the run is {status}; only a run that goes on can be steered"
+            waits = (table.c.run == run) & table.c.answered.is_(None)
+            connection.execute(update(table).where(waits).values(answered=time.time(), ok=False, reason=reason))
 
     def pending(self, run: str) -> list[dict[str, Any]]:
         """Commands not yet answered, oldest first; costs microseconds while nothing has changed."""
@@ -236,18 +246,14 @@ class Ledger(Watching, Reading):
 
     def commands(self, run: str) -> list[dict[str, Any]]:
         """All commands of a run with their answers, oldest first."""
-        return [
-            _decoded(r)
-            for r in self._rows(select(schema.command).where(schema.command.c.run == run).order_by(schema.command.c.id))
-        ]
+        table = schema.command
+        return [_decoded(r) for r in self._rows(select(table).where(table.c.run == run).order_by(table.c.id))]
 
     def record_verdicts(self, run: str, verdicts: list[dict[str, Any]], control: bool = False) -> None:
         """Replace the verdicts of a run (as `Verdict.as_dict` gives them), or those under its control."""
         table = schema.verdict
-        rows = [
-            {"run": run, "claim": v["claim"], "verdict": v["verdict"], "control": control, "body": json.dumps(v)}
-            for v in verdicts
-        ]
+        known = {"run": run, "control": control}
+        rows = [{**known, "claim": v["claim"], "verdict": v["verdict"], "body": json.dumps(v)} for v in verdicts]
         with self._writing() as connection:
             connection.execute(table.delete().where((table.c.run == run) & (table.c.control == control)))
             if rows:

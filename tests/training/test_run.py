@@ -167,6 +167,21 @@ def test_chunks_do_not_change_the_result():
     assert_same(trained(Digits, range(5), chunk=2)[0], trained(Digits, range(5), chunk=5)[0], 2e-6)
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_state_goes_on_bit_for_bit_in_a_run_that_was_divided_otherwise(tmp_path, stacked):
+    task = Digits(P(20))
+    before = Run(task, range(5), 20, 10, chunk=2, stacked=stacked, device="cpu")
+    for _ in range(7):
+        before.advance()
+    before.save(tmp_path / "state.pt")
+    after = Run.resume(tmp_path / "state.pt", task, chunk=5, stacked=stacked, device="cpu")
+    for run in (before, after):
+        for _ in range(13):
+            run.advance()
+    assert_same(before, after)
+    assert [c.stop for c in after.chunks] == [2, 4, 5]
+
+
 def test_one_seed_equals_a_loop_written_by_hand():
     run, _ = trained(Digits, [3], steps=30)
     task = Digits(P(30)).bind(3)

@@ -1,6 +1,6 @@
 """S members of one task trained side by side: as one stacked program, or one after the other, with the same results.
 
-Stacked: leaves [S, ...] own the storage, the members are live views of them, `torch.func.vmap` evaluates the loss of all.
+Stacked: leaves [S, ...] own the storage, the members are live views of them, one batched call gives the loss of all.
 Loop: each member owns its parameters. An ensemble is a chunk of a run, small enough to stay in the cache.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -42,12 +43,8 @@ class Run(Stepwise):
         self.rngs = [_generator(seed) for seed in self.seeds]
         wanted = task.vectorize and task.joint_optimizer
         self.stacked = len(self.seeds) > 1 and wanted if stacked is None else stacked
-        size = chunk or self._chunk_size()
-        size = -(-len(self.seeds) // -(-len(self.seeds) // size))  # chunks of like size, no small rest
-        self.chunks = [slice(a, min(a + size, len(self.seeds))) for a in range(0, len(self.seeds), size)]
-        self.ensembles = [Ensemble(task, self.members[c], self.stacked) for c in self.chunks]
-        gathers = self.stacked and task.ahead > 1 and type(task).block is Supervised.block
-        self.rows = [Rows(self.tasks[c], self.device) for c in self.chunks] if gathers else []
+        count = -(-len(self.seeds) // (chunk or self._chunk_size()))
+        self._divide([len(part) for part in torch.arange(len(self.seeds)).tensor_split(count)])  # of like sizes
         self.step, self.diverged = 0, {}
         self.overrides: list[dict[str, float]] = [{} for _ in self.seeds]
         self.frozen: set[str] = set()
@@ -63,6 +60,13 @@ class Run(Stepwise):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seeds[i] if seed is None else seed)
             return self.tasks[i].begin(self.start[i]) if self.start else self.tasks[i].init()
+
+    def _divide(self, sizes: list[int]) -> None:
+        """Train the members in chunks of these sizes."""
+        self.chunks = [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+        self.ensembles = [Ensemble(self.task, self.members[c], self.stacked) for c in self.chunks]
+        gathers = self.stacked and self.task.ahead > 1 and type(self.task).block is Supervised.block
+        self.rows = [Rows(self.tasks[c], self.device) for c in self.chunks] if gathers else []
 
     def _chunk_size(self) -> int:
         if not self.stacked:
@@ -100,8 +104,7 @@ class Run(Stepwise):
 
     def _batches(self) -> list:
         """The batch of this step, for each chunk stacked [S, ...] or as one tuple a member."""
-        ahead = self.task.ahead
-        if self._block is None or not self._block_from <= self.step < self._block_from + ahead:
+        if self._block is None or not self._block_from <= self.step < self._block_from + self.task.ahead:
             self._draw()
         k = self.step - self._block_from
         if self.stacked:
@@ -241,7 +244,9 @@ class Run(Stepwise):
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken."""
+        """Go on exactly where `state` was taken, in chunks as they were then."""
+        if (sizes := [len(saved["members"]) for saved in state["ensembles"]]) != [len(e.members) for e in self.ensembles]:
+            self._divide(sizes)
         for ensemble, saved in zip(self.ensembles, state["ensembles"], strict=True):
             ensemble.load(saved)
             ensemble.frozen = set(state["frozen"])
