@@ -1,6 +1,7 @@
 """A lab of its own for each test: a folder of studies, and a home for runs."""
 
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from claimlab.ledger import Ledger
 from claimlab.study import find
 
 FIXTURES = Path(__file__).parent / "fixtures"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job that a shell runs in the background ignores Ctrl-C, and so do its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait(condition, seconds=400):
