@@ -1,4 +1,7 @@
-"""A real headless Chromium, and the dashboard's own script for serving and taking pictures."""
+"""A real headless Chromium, and the dashboard's own script for serving and taking pictures.
+
+A text is awaited as the `first` of its kind: while a page is drawn anew, what it replaces may stand beside it for a moment.
+"""
 
 import importlib.util
 import shutil

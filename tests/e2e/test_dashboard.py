@@ -67,12 +67,12 @@ def test_a_run_survives_reload_and_restart_of_the_server_and_can_be_stopped(home
     assert row["status"] == "running" and row["done"] > before  # nobody serves, the run goes on
     with screenshots.server(port) as (address, _):
         page.goto(f"{address}/study?study={SLUG}&run={run}")
-        page.get_by_text("running", exact=True).wait_for()
+        page.get_by_text("running", exact=True).first.wait_for()
         page.get_by_role("link", name="Catalogue").wait_for()  # the navigation is there for a first visit by a deep link
         assert "100,000" in page.inner_text("[data-testid=stSidebar]")
         page.get_by_role("button", name="Stop run").click()
         assert ended(run)["status"] == "stopped"
-        page.get_by_text("stopped", exact=True).wait_for()
+        page.get_by_text("stopped", exact=True).first.wait_for()
         page.locator(".js-plotly-plot").first.wait_for()
         page.goto(f"{address}/study?study={SLUG}")
         page.get_by_text("Past runs").click()
@@ -83,15 +83,15 @@ def test_a_run_survives_reload_and_restart_of_the_server_and_can_be_stopped(home
 def test_a_run_ends_with_verdicts_while_one_watches_and_the_catalogue_shows_them(home, own_studies, page, screenshots):
     with screenshots.server() as (address, _):
         run = started(page, address)
-        page.get_by_text("finished", exact=True).wait_for()
+        page.get_by_text("finished", exact=True).first.wait_for()
         assert ended(run)["status"] == "finished"
         page.get_by_role("button", name="Just show me").last.click()
         page.get_by_text("n = 5", exact=False).first.wait_for()
         for verdict in (v for v in Ledger().verdicts(run)):
-            page.get_by_text(verdict["sentence"]).wait_for()
+            page.get_by_text(verdict["sentence"]).first.wait_for()
         page.goto(f"{address}/?q=blobs+sooner")
         card = page.get_by_test_id("stMain")
-        card.get_by_text("Last run just now").wait_for()
+        card.get_by_text("Last run just now").first.wait_for()
         for verdict in Ledger().verdicts(run):
             assert verdict["verdict"] in card.inner_text()
         page.get_by_role("link", name="Open the study").click()
@@ -107,7 +107,7 @@ def test_a_search_goes_into_the_address(home, own_studies, page, screenshots):
         page.get_by_label("Search").press("Enter")
         page.wait_for_url(re.compile(r"q=blobs(\+|%20)sooner"))
         page.reload()
-        page.get_by_text("Does a larger learning rate separate two blobs sooner?").wait_for()
+        page.get_by_text("Does a larger learning rate separate two blobs sooner?").first.wait_for()
         page.get_by_role("link", name="Open the study").wait_for()  # strict: exactly one card
 
 
@@ -131,18 +131,18 @@ def test_a_run_is_paused_changed_undone_and_goes_on_to_the_same_end(home, own_st
     with screenshots.server() as (address, _):
         run = started(page, address, steps=100_000)
         page.get_by_role("button", name="Pause").click()
-        page.get_by_text("paused", exact=True).wait_for()
+        page.get_by_text("paused", exact=True).first.wait_for()
         page.get_by_text("Change a setting").click()
         page.get_by_role("textbox", name="New value").fill("0.5")
         page.get_by_role("textbox", name="New value").press("Enter")
         page.get_by_role("button", name="Change this run").click()
-        page.get_by_text("set lr = 0.5, took effect at step", exact=False).wait_for()
+        page.get_by_text("set lr = 0.5, took effect at step", exact=False).first.wait_for()
         book = Ledger()
         assert [e["payload"]["new"] for e in book.events(run) if e["kind"] == "set"]
         page.get_by_role("button", name="Undo last change").click()
-        page.get_by_text(re.compile("rollback .* took effect")).wait_for()
+        page.get_by_text(re.compile("rollback .* took effect")).first.wait_for()
         assert [e for e in book.events(run) if e["kind"] == "rollback"]
         page.get_by_role("button", name="Go on").click()
-        page.get_by_text("running", exact=True).wait_for()
+        page.get_by_text("running", exact=True).first.wait_for()
         page.get_by_role("button", name="Stop run").click()
         assert ended(run)["status"] == "stopped"

@@ -64,35 +64,35 @@ def test_watch_drive_intervene_undo_fork_and_hand_over(long_run, someone, screen
         page = someone()
         page.goto(f"{address}/live")
         page.get_by_role("button", name="Drive").click()
-        page.get_by_text("You drive", exact=True).wait_for()
+        page.get_by_text("You drive", exact=True).first.wait_for()
         assert page.url.endswith(run)  # the address names what is shown
         page.get_by_role("button", name="Pause").click()
-        page.get_by_text("paused", exact=True).wait_for()
+        page.get_by_text("paused", exact=True).first.wait_for()
         page.reload()
-        page.get_by_text("You drive", exact=True).wait_for()  # a reload keeps the wheel
+        page.get_by_text("You drive", exact=True).first.wait_for()  # a reload keeps the wheel
 
         slider = page.get_by_role("slider", name="rate")
         slider.focus()
         slider.press("End")
-        page.get_by_text(f"claimlab steer {run} set rate=1.0").wait_for()
+        page.get_by_text(f"claimlab steer {run} set rate=1.0").first.wait_for()
         page.get_by_role("button", name="Apply to this run").click()
-        page.get_by_text(re.compile("set rate = 1, took effect at step")).wait_for()
+        page.get_by_text(re.compile("set rate = 1, took effect at step")).first.wait_for()
         changes = [e for e in book.events(run) if e["kind"] == "set"]
         assert changes and all(e["payload"]["new"] == 1.0 for e in changes)
         page.get_by_role("button", name="Fork as it is").click()
         page.get_by_role("link", name=re.compile("fork, took effect at step")).wait_for()
         page.get_by_role("button", name="Undo last change").click()
-        page.get_by_text(re.compile("rollback .* took effect")).wait_for()
+        page.get_by_text(re.compile("rollback .* took effect")).first.wait_for()
         assert [c["ok"] for c in book.commands(run)] == [1] * len(book.commands(run))
 
         other = someone()
         other.goto(f"{address}/live?run={run}")
-        other.get_by_text("you watch", exact=False).wait_for()
+        other.get_by_text("you watch", exact=False).first.wait_for()
         assert other.get_by_role("button", name="Stop run").is_disabled()
         other.get_by_role("button", name="Ask for the wheel").click()
         page.get_by_role("button", name="Hand over").click()
-        other.get_by_text("You drive", exact=True).wait_for()
-        page.get_by_text("you watch", exact=False).wait_for()
+        other.get_by_text("You drive", exact=True).first.wait_for()
+        page.get_by_text("you watch", exact=False).first.wait_for()
 
         other.get_by_role("tab", name="Layers").click()
         other.get_by_role("button", name="Hold bias").click()
@@ -111,15 +111,15 @@ def test_a_killed_worker_is_lost_and_resumed_from_its_checkpoint(long_run, someo
         page = someone(width=400)
         page.goto(f"{address}/live?run={run}")
         page.get_by_role("button", name="Checkpoint").click()
-        page.get_by_text(re.compile("checkpoint, took effect")).wait_for()
+        page.get_by_text(re.compile("checkpoint, took effect")).first.wait_for()
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         # one that is made now and then may have followed the one that was asked for
         at = max(sum(e["payload"]["arms"].values()) for e in book.events(run) if e["kind"] == "checkpoint")
-        page.get_by_text("This run was lost", exact=False).wait_for()
+        page.get_by_text("This run was lost", exact=False).first.wait_for()
         page.get_by_role("button", name="Resume this run").click()
         until(lambda: book.run(run)["status"] == "running" and book.run(run)["done"] > at)
-        page.get_by_text("running", exact=True).wait_for()
+        page.get_by_text("running", exact=True).first.wait_for()
         (back,) = [e["payload"] for e in book.events(run) if e["kind"] == "rollback"]
         assert back["by"] == "resume" and sum(back["to"].values()) == at
         main = page.get_by_test_id("stMain")
@@ -149,7 +149,7 @@ def test_a_change_is_replayed_on_other_seeds_and_compared(home, own_studies, som
         until(lambda: any(e["kind"] == "replayed" for r in book.runs() for e in book.events(r["id"])), within=120)
         page.get_by_text("Replay on seeds 5..9", exact=False).first.wait_for()
         (answer,) = [e["payload"]["verdicts"] for r in book.runs() for e in book.events(r["id"]) if e["kind"] == "replayed"]
-        page.get_by_text(answer[0]["sentence"]).wait_for()
+        page.get_by_text(answer[0]["sentence"]).first.wait_for()
         page.goto(f"{address}/compare?study={SLUG}")
         page.get_by_role("heading", name="What differs").wait_for()
         page.locator(".js-plotly-plot").first.wait_for()

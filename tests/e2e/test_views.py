@@ -42,19 +42,19 @@ def going(home, own_studies):
 def test_the_picture_moves_while_one_looks_and_stands_still_while_the_run_is_paused(going, page, screenshots):
     with screenshots.server() as (address, _):
         page.goto(f"{address}/study?study={SLUG}&run={going}")
-        page.get_by_text("renewed once a second while you look").wait_for()
+        page.get_by_text("renewed once a second while you look").first.wait_for()
         frame = page.locator(".st-key-picture")
-        frame.locator(".js-plotly-plot").wait_for()
-        told = frame.get_by_text("seed 0, step", exact=False)
+        frame.locator(".js-plotly-plot").first.wait_for()
+        told = frame.get_by_text("seed 0, step", exact=False).first
         first = told.inner_text()
         page.wait_for_function("old => !document.body.innerText.includes(old)", arg=first)
         page.get_by_role("button", name="Checkpoint").click()
-        page.get_by_text("checkpoint, took effect", exact=False).wait_for()
+        page.get_by_text("checkpoint, took effect", exact=False).first.wait_for()
         page.get_by_text("Which network").click()
         slider = page.get_by_role("slider", name="Moment")
         slider.focus()
         slider.press("Home")
-        frame.get_by_text("at a checkpoint").wait_for()
+        frame.get_by_text("at a checkpoint").first.wait_for()
         expect(frame.locator(".js-plotly-plot")).to_have_count(1, timeout=60_000)  # the picture of before may be there for a moment
 
 
@@ -71,7 +71,7 @@ def test_networks_of_a_finished_run_answer_a_table_of_ones_own(home, own_studies
         page.goto(f"{address}/study?study={SLUG}&run={run}")
         page.get_by_role("tab", name="Try it yourself").click()
         page.locator("input[type=file]").set_input_files(tmp_path / "song.csv")
-        page.get_by_text("line 2", exact=False).wait_for()
+        page.get_by_text("line 2", exact=False).first.wait_for()
         page.locator("input[type=file]").set_input_files(tmp_path / "point.csv")
         page.get_by_text("of 4 members)", exact=False).or_(page.get_by_text("of 2 members)", exact=False)).first.wait_for()
 
@@ -97,10 +97,10 @@ def test_a_drawing_by_pointer_and_by_keyboard_is_told_to_the_page(home, own_stud
         page.mouse.down()
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"], steps=8)
         page.mouse.up()
-        page.get_by_text("slow says dark (2 of 2 members)").wait_for()
+        page.get_by_text("slow says dark (2 of 2 members)").first.wait_for()
         page.get_by_role("button", name="Clear the pad").click()
-        page.get_by_text("slow says dark", exact=False).wait_for(state="detached")
+        page.get_by_text("slow says dark", exact=False).first.wait_for(state="detached")
         pad.focus()
         pad.press("ArrowUp")
         pad.press("Space")
-        page.get_by_text("slow says dark (2 of 2 members)").wait_for()
+        page.get_by_text("slow says dark (2 of 2 members)").first.wait_for()
