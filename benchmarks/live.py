@@ -83,8 +83,8 @@ def _told(write, url: str, name: str, counts) -> None:
     counts.put(write(url, name, SECONDS))
 
 
-def writing(write, url: str, names: list[str], read) -> tuple[float, list[float]]:
-    """Points a second of all writers together, and the seconds that each of the reader's looks took meanwhile."""
+def writing(write, url: str, names: list[str], read) -> tuple[float, list[tuple[float, int]]]:
+    """Points a second of all writers together; of each of the reader's looks meanwhile the seconds, and the points it brought."""
     counts = FORK.Queue()
     writers = [FORK.Process(target=_told, args=(write, url, name, counts)) for name in names]
     for one in writers:
@@ -93,8 +93,8 @@ def writing(write, url: str, names: list[str], read) -> tuple[float, list[float]
     while any(one.is_alive() for one in writers):
         began = time.monotonic()
         if read is not None:
-            read()
-            looks.append(time.monotonic() - began)
+            brought = read()
+            looks.append((time.monotonic() - began, brought))
         time.sleep(0.1)
     total = sum(counts.get() for _ in names)
     return total / SECONDS, looks
@@ -110,8 +110,14 @@ def stores(folder: Path) -> Iterator[Row]:
                 yield Row(AREA, f"points, {count} writer(s)", peer.__name__[1:], None, "a second", note=f"needs {error.name}")
                 continue
             rate, looks = writing(write, url, names, read)
-            waits = f"a reader waits {1e3 * statistics.median(looks):.1f} ms" if looks else ""
-            yield Row(AREA, f"points, {count} writer(s)", peer.__name__[1:], rate, "a second", note=waits)
+            yield Row(AREA, f"points, {count} writer(s)", peer.__name__[1:], rate, "a second", note=_looked(looks))
+
+
+def _looked(looks: list[tuple[float, int]]) -> str:
+    if not looks:
+        return ""
+    spent, brought = (statistics.median(part) for part in zip(*looks, strict=True))
+    return f"a reader's look takes {1e3 * spent:.1f} ms and brings {brought:,.0f} points"
 
 
 def _ledger(folder: Path, count: int):
@@ -121,9 +127,10 @@ def _ledger(folder: Path, count: int):
     book = Ledger(url)
     names, cursor = [book.start_run("benchmark", {}) for _ in range(count)], 0
 
-    def read() -> None:
+    def read() -> int:
         nonlocal cursor
-        _, cursor = book.points_since(names[0], cursor)
+        points, cursor = book.points_since(names[0], cursor)
+        return len(points)
 
     return write_ledger, url, names, read
 
@@ -138,7 +145,7 @@ def _mlflow(folder: Path, count: int):
     client = MlflowClient(url)
     experiment = client.create_experiment("benchmark")
     names = [client.create_run(experiment).info.run_id for _ in range(count)]
-    return write_mlflow, url, names, lambda: client.get_metric_history(names[0], "loss")
+    return write_mlflow, url, names, lambda: len(client.get_metric_history(names[0], "loss"))
 
 
 def _tensorboard(folder: Path, count: int):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Row, create_engine, event, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -127,9 +127,12 @@ class Database:
                 raise LedgerError(f"the ledger {self._name} cannot be written: {_plain(error)}") from error
 
     def _rows(self, query) -> list[dict[str, Any]]:
+        return [row._asdict() for row in self._tuples(query)]
+
+    def _tuples(self, query) -> Sequence[Row]:
         try:
             with self._lock, self._connection.begin():
-                return [dict(row) for row in self._connection.execute(query).mappings().fetchall()]
+                return self._connection.execute(query).all()
         except DBAPIError as error:
             raise LedgerError(f"the ledger {self._name} cannot be read: {_plain(error)}") from error
 

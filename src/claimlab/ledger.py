@@ -140,7 +140,7 @@ class Ledger(Watching, Reading):
             .where((table.c.run == run) & (table.c.id > cursor))
             .order_by(table.c.id).limit(limit)
         )  # fmt: skip
-        rows = [(*r[:-1], math.nan if r[-1] is None else r[-1]) for r in (tuple(row.values()) for row in self._rows(query))]
+        rows = [tuple(row) if row[-1] is not None else (*row[:-1], math.nan) for row in self._tuples(query)]
         return rows, rows[-1][0] if rows else cursor
 
     def cursor(self, run: str) -> int:
