@@ -17,7 +17,7 @@ from panels import charts, condition, launch, store
 from claimlab import ledger
 
 AGE = 0.8  # seconds for which what has been read or drawn for one viewer is shown to others as well
-FEW, MANY = 10, 40  # and so many times as long as that took, for one who looks and for a crowd
+FEW, MANY = 10, 50  # and so many times as long as that took, for one who looks and for a crowd
 READ = 64  # runs, pictures and curves that are kept
 
 
@@ -25,7 +25,7 @@ class Shared:
     """A value that `make(last, ...)` gives, made anew when it is too old; one at a time, while others wait for it.
 
     The more look at it, the less often what costs much is made anew: at most a tenth of a core goes into it for one who looks
-    once a second, a fortieth for a crowd.
+    once a second, a fiftieth for a crowd.
     """
 
     def __init__(self, make: Callable[..., Any]):

@@ -145,7 +145,7 @@ def _how(value: float, effect: float, low: float, high: float) -> str:
         return "the data do not tell the direction, and the interval excludes your number"
     if value == 0:
         return "there is a difference"
-    if value * effect < 0:
+    if (value < 0) != (effect < 0):  # a product of tiny numbers would be 0
         return "the opposite direction"
     return f"right direction, too {'strong' if abs(value) > abs(effect) else 'weak'}"
 

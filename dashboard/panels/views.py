@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -52,7 +53,7 @@ def choose(study: Study, seen: glance.Glance, changed: Callable[[], None] | None
 def show(row: dict[str, Any], choice: Choice) -> None:
     """The picture that was chosen, and what it shows in words."""
     kept = choice.moment != NOW or row["status"] in ledger.ENDED
-    with st.container():  # a spinner has a place of its own, so that the picture keeps its place
+    with st.container() if kept else nullcontext():  # a place of its own for the spinner, so that the picture keeps its place
         figure, told = (_kept if kept else _live)(row["id"], choice)
     if figure is not None:
         charts.show(figure, key="view-picture", alt=f"{choice.view} of {choice.arm}, seed {choice.seed}")

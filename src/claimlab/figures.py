@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ INK, GRID = "#6F7680", "rgba(128,128,128,0.25)"  # legible on white and on black
 WIDTH = 88  # characters of a title line at 700 px
 
 
+@cache
 def template() -> go.layout.Template:
     """The common look: transparent ground, neutral ink, legend below the plot."""
     axis = {"gridcolor": GRID, "linecolor": INK, "zerolinecolor": GRID, "automargin": True, "ticks": "outside", "tickcolor": INK,

@@ -144,7 +144,7 @@ def test_the_comparison_says_where_the_number_lies(value, effect, half):
     said = compared(value, {"effect": effect, "low": low, "high": high, "n": 5})
     assert ("within the interval" in said) == (low <= value <= high)
     if "too strong" in said:
-        assert abs(value) > abs(effect) and value * effect > 0 and not low <= 0 <= high
+        assert abs(value) > abs(effect) and (value > 0) == (effect > 0) and not low <= 0 <= high
     if "opposite" in said:
         assert math.copysign(1, value) != math.copysign(1, effect)
 
