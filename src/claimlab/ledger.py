@@ -76,8 +76,8 @@ class Ledger(Watching, Reading):
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES)}")
         ended = {"ended": time.time()} if status in ENDED else {"heartbeat": time.time(), "pid": os.getpid(), "ended": None}
         with self._writing() as connection:
-            connection.execute(update(schema.run).where(schema.run.c.id == run).values(status=status, reason=reason, **ended))
             self._alone(connection, run)
+            connection.execute(update(schema.run).where(schema.run.c.id == run).values(status=status, reason=reason, **ended))
             self._refuse(connection, run)
 
     def heartbeat(self, run: str, done: int | None = None, total: int | None = None) -> None:
