@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +41,15 @@ def _dressed(figure: go.Figure, height: int | None, margin: int) -> dict[str, An
     sent, ink = figure.to_dict(), INK.get(st.context.theme.type or "light", INK["light"])
     layout = sent["layout"]
     text = " ".join((layout.get("title", {}).pop("text", None) or "").replace("<br>", " ").split())
-    layout["font"] = layout.get("font", {}) | {"color": ink, "family": FONT}
-    layout["margin"] = layout.get("margin", {}) | {"t": margin}
-    layout["template"] = _template()
+    _update(layout, "font", color=ink, family=FONT)
+    _update(layout, "margin", t=margin)
+    layout["template"] = figures.template().to_plotly_json()
     for axis in (part for name, part in layout.items() if name.startswith(("xaxis", "yaxis"))):
-        for part in (axis, axis.setdefault("title", {})):
-            name = "tickfont" if part is axis else "font"
-            part[name] = part.get(name, {}) | {"color": ink}
+        _update(axis, "tickfont", color=ink)
+        _update(axis.setdefault("title", {}), "font", color=ink)
     for note in layout.get("annotations", ()):
         if note.get("font", {}).get("color") in (None, figures.INK):
-            note["font"] = note.get("font", {}) | {"color": ink}
+            _update(note, "font", color=ink)
     if height is not None:
         layout["height"] = height
     # panels beside each other need their width: a narrow page scrolls them instead of crushing them
@@ -59,9 +57,8 @@ def _dressed(figure: go.Figure, height: int | None, margin: int) -> dict[str, An
     return {"_sent": sent, "text": text, "least": PANELS if panels > 1 else 0}
 
 
-@cache
-def _template() -> dict[str, Any]:
-    return figures.template().to_plotly_json()
+def _update(part: dict[str, Any], name: str, **values: Any) -> None:
+    part[name] = part.get(name, {}) | values
 
 
 def show(figure: go.Figure, key: str, *, title: str = "", height: int | None = None, margin: int = 34, alt: str = "",
