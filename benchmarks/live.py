@@ -281,7 +281,14 @@ class Visitor:
         return time.monotonic() - began, size
 
 
-def _server():
+async def visited(address: str, page: str, query: str = "") -> float:
+    """Seconds that the first run of a page takes for somebody who has just come."""
+    async with Visitor(address, page, query) as one:
+        return (await one.run())[0]
+
+
+def server():
+    """The dashboard, served as for its screenshots: (address, process)."""
     spec = importlib.util.spec_from_file_location("screenshots", ROOT / "dashboard" / "screenshots.py")
     screenshots = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(screenshots)
@@ -308,15 +315,12 @@ def crowded(folder: Path, runs: int = 1000, points: int = 1_000_000) -> Iterator
     async def visit(address: str) -> list[Row]:
         found = []
         for page, query in pages.items():
-            took = []
-            for _ in range(5):
-                async with Visitor(address, page, query) as one:
-                    took.append((await one.run())[0])
+            took = [await visited(address, page, query) for _ in range(5)]
             case = f"page over {runs:,} runs and {points:,} points"
             found.append(Row(AREA, case, page or "catalogue", statistics.median(took[1:]), "s", goal=1.0))
         return found
 
-    with _server() as (address, _):
+    with server() as (address, _):
         yield from asyncio.run(visit(address))
 
 
@@ -327,7 +331,7 @@ def viewers(folder: Path, count: int = 30, seconds: int = 20) -> Iterator[Row]:
     worker = _worker("mixup")
     try:
         run = _begun(Ledger())
-        with _server() as (address, process):
+        with server() as (address, process):
             ticks, spent = asyncio.run(_watched(address, process.pid, run, count, seconds))
     finally:
         worker.kill()

@@ -137,13 +137,11 @@ def _pages(rounds: int) -> dict[str, float]:
     """Median milliseconds of each page, warm, in a dashboard of its own."""
     import live
 
-    async def visit(address: str, page: str, query: str) -> float:
-        async with live.Visitor(address, page, query) as one:
-            return 1e3 * (await one.run())[0]
+    def looks(page: str, query: str) -> list[float]:
+        return [1e3 * asyncio.run(live.visited(address, page, query)) for _ in range(rounds)]
 
-    with live._server() as (address, _):
-        took = {f"page {name} over runs": [asyncio.run(visit(address, *where)) for _ in range(rounds)] for name, where in PAGES.items()}
-    return {name: statistics.median(spent[1:]) for name, spent in took.items()}
+    with live.server() as (address, _):
+        return {f"page {name} over runs": statistics.median(looks(*where)[1:]) for name, where in PAGES.items()}
 
 
 # ---- memory

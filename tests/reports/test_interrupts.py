@@ -69,7 +69,8 @@ def test_the_same_command_goes_on_where_it_stopped(report, blow, until):
     assert {one["study"]: one["reused"] for one in found["studies"]} == {"light": True, "slow": False}
     rows = ledger.runs()
     assert sum(r["study"] == "light" for r in rows) == 2  # its run and its control, each once
-    until(lambda: ledger.reap() is not None and not [r for r in ledger.runs() if r["status"] in ("running", "starting", "queued")])
+    going = ("running", "starting", "queued")
+    until(lambda: (ledger.reap(), not [r for r in ledger.runs() if r["status"] in going])[1])
     log = (out.parent / "log").read_text()
     assert "4 runs: 2 are fresh and reused, 2 to run" in log and os.linesep + "[4/4] slow" in log
     ledger.close()
