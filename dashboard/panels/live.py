@@ -34,10 +34,10 @@ def panel(study: Study, run: dict[str, Any]) -> None:
 
     Most of a tick's cost is in its widgets, so that the part that renews itself has none.
     """
-    going = run["status"] not in ledger.ENDED
     head = st.container()
     with store.guarded():
-        seen = glance.at(run["id"])
+        seen = glance.at(run["id"])  # a moment old perhaps: what is drawn from it has to renew itself
+        going = seen.row["status"] not in ledger.ENDED
         if going:
             steer.panel(study, seen)
         answers = st.container()

@@ -380,6 +380,29 @@ def test_a_run_that_ends_while_watched_shows_its_verdicts(lab):
     assert f"{verdict['effect']:+.3g} [{verdict['low']:.3g}, {verdict['high']:.3g}], n = 5" in words(at)
 
 
+def test_what_is_drawn_from_a_look_a_moment_ago_renews_itself(lab, monkeypatch):
+    from panels import glance
+
+    paces, fragment = {}, st.fragment
+
+    def noted(function, *, run_every, key):
+        paces[key] = run_every
+        return fragment(function, run_every=run_every, key=key)
+
+    monkeypatch.setattr(st, "fragment", noted)
+    monkeypatch.setattr(glance, "AGE", 60.0)
+    book = Ledger()
+    run = running(book)
+    at = page(run=run)
+    book.set_status(run, "finished")
+    sound(at.run())  # others have just looked: the page gets what they saw
+    assert "**running**" in words(at) and not at.button(key="stop").disabled
+    assert paces["live"] == 1.0
+    glance.forget(run)
+    sound(at.run())
+    assert "**finished**" in words(at) and paces["live"] is None
+
+
 def test_the_control_stands_beside_the_verdict_and_says_when_it_says_nothing(lab):
     book = Ledger()
     run = finished(book, points())
