@@ -78,7 +78,7 @@ if trouble:
     st.error(plain(trouble), title="This run cannot be shown", icon=":material/link_off:")
 if run:
     with st.container(key="curves"):  # live views stand beside the curves, on a phone below them
-        live.panel(chosen, run)
+        live.panel(chosen, run["id"])
 else:
     st.info(
         "Set the knobs in the panel at the left (on a phone it opens at the top left) and press Run. The curves of all arms "

@@ -28,7 +28,7 @@ CLOSE = 0.3  # of the axis: what happens nearer than this is named together
 HEIGHT = 340
 
 
-def panel(study: Study, run: dict[str, Any]) -> None:
+def panel(study: Study, run: str) -> None:
     """Draw the run. While it is alive, status and curves renew themselves; what can be pressed is drawn anew only when it changes,
     and what can be picked now and then.
 
@@ -36,13 +36,13 @@ def panel(study: Study, run: dict[str, Any]) -> None:
     """
     head = st.container()
     with store.guarded():
-        seen = glance.at(run["id"])  # a moment old perhaps: what is drawn from it has to renew itself
+        seen = glance.at(run)  # a moment old perhaps: what is drawn from it has to renew itself
         going = seen.row["status"] not in ledger.ENDED
         if going:
             steer.panel(study, seen)
         answers = st.container()
-        st.fragment(_toolbar, run_every=OFFER if going else None, key="toolbar")(study, run["id"])
-        st.fragment(_draw, run_every=EVERY if going else None, key="live")(study, run["id"], going, (head, answers), _shape(seen))
+        st.fragment(_toolbar, run_every=OFFER if going else None, key="toolbar")(study, run)
+        st.fragment(_draw, run_every=EVERY if going else None, key="live")(study, run, going, (head, answers), _shape(seen))
 
 
 def _toolbar(study: Study, run: str) -> None:
